@@ -1,0 +1,131 @@
+"""Training batches: several questions about one picture packed into one sequence.
+
+Layout of a row: ``<s> USER :``, 196 picture tokens, then the questions one after another, each as
+``words ASSISTANT : answer </s>``. A question sees the prefix and itself, and its positions continue the prefix, so the
+result equals that of the questions asked one by one (causality keeps the picture blind to the questions).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from llava.scenes.checkpoint import NUM_PATCHES, build_tokenizer
+from llava.scenes.generator import BACKGROUND, BACKGROUNDS, COLOURS, GRID, PATCH, PATTERNS, SHAPES, SIGN, Scene, sample
+from llava.scenes.questions import ASK, TASKS, Question, unknown
+
+PREFIX = 3 + NUM_PATCHES
+TEXT = 116  # room for the questions of one picture, in tokens
+QUESTIONS = 9
+IGNORE = -100
+GROUPS = {
+    "kind": ("background", "object", "sign"),
+    "shape": SHAPES,
+    "pattern": PATTERNS,
+    "colour": (*COLOURS, *BACKGROUNDS),
+    "digit": tuple(str(d) for d in range(10)),
+}
+
+
+def patch_labels(scene: Scene) -> dict[str, np.ndarray]:
+    """For each word group the index of the word that describes each patch, IGNORE where none does; each (196,)."""
+    owners = scene.patch_owners()
+    labels = {group: np.full(NUM_PATCHES, IGNORE, dtype=np.int64) for group in GROUPS}
+    back = owners == BACKGROUND
+    labels["kind"] = np.select([back, owners == SIGN], [0, 2], default=1)
+    labels["pattern"][back] = PATTERNS.index(scene.pattern)
+    labels["colour"][back] = GROUPS["colour"].index(scene.background)
+    for index, thing in enumerate(scene.things):
+        labels["shape"][owners == index] = SHAPES.index(thing.shape)
+        labels["colour"][owners == index] = GROUPS["colour"].index(thing.colour)
+    labels["digit"] = scene.patch_digits()
+    labels["digit"][labels["digit"] < 0] = IGNORE
+    return labels
+
+
+def centres(scene: Scene) -> np.ndarray:
+    """1.0 where an object's centre lies in the patch; float32 (196,)."""
+    out = np.zeros((GRID, GRID), dtype=np.float32)
+    for thing in scene.things:
+        out[int(thing.y // PATCH), int(thing.x // PATCH)] = 1
+    return out.ravel()
+
+
+def pixels(scene: Scene) -> torch.Tensor:
+    """The picture as the processor hands it to the model: float32 (3, 112, 112) in -1..1."""
+    return torch.from_numpy(np.array(scene.draw(), dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+
+
+class SceneBatches(Dataset):
+    """Batch number ``step`` of a run: always the same for the same seed, so that a resumed run sees the same data.
+
+    ``shares`` are relative frequencies of the tasks. Pictures are drawn afresh for every batch; training seeds start
+    at 10 000 000, evaluation uses the small ones.
+    """
+
+    def __init__(self, steps: int, pictures: int, seed: int, shares: dict[str, float], ask: bool = True):
+        self.steps, self.pictures, self.seed, self.ask = steps, pictures, seed, ask
+        weights = np.array([shares.get(task, 1.0) for task in TASKS])
+        self.weights = weights / weights.sum()
+        self.tokenizer = build_tokenizer()
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        torch.set_num_threads(1)
+        first = 10_000_000 + (self.seed * 1_000_000 + step) * self.pictures
+        rows = [self._row(sample(first + i), np.random.default_rng([first + i, 2])) for i in range(self.pictures)]
+        return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def _row(self, scene: Scene, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        row = {"pixels": pixels(scene), "centres": torch.from_numpy(centres(scene))}
+        row |= {f"patch_{group}": torch.from_numpy(value) for group, value in patch_labels(scene).items()}
+        return row | self._pack(scene, self._questions(scene, rng)) if self.ask else row
+
+    def _questions(self, scene: Scene, rng: np.random.Generator) -> list[Question]:
+        questions = []
+        while len(questions) < QUESTIONS:
+            if rng.random() < 0.04:
+                questions.append(unknown(scene, rng))
+                continue
+            question = ASK[TASKS[rng.choice(len(TASKS), p=self.weights)]](scene, rng, plain=False)
+            if question is not None:
+                questions.append(question)
+        return questions
+
+    def _pack(self, scene: Scene, questions: list[Question]) -> dict[str, torch.Tensor]:
+        """Token rows of length TEXT; ``segment`` is the question of a token (-1 padding), ``prompt`` its prompt part."""
+        ids = np.zeros(TEXT, dtype=np.int64)
+        segment = np.full(TEXT, -1, dtype=np.int64)
+        position = np.zeros(TEXT, dtype=np.int64)
+        prompt = np.zeros(TEXT, dtype=bool)
+        target = np.full(TEXT, IGNORE, dtype=np.int64)
+        task = np.full(QUESTIONS, -1, dtype=np.int64)
+        refers = np.zeros((QUESTIONS, NUM_PATCHES), dtype=bool)
+        owners, end = scene.patch_owners(), 0
+        for index, question in enumerate(questions):
+            asked = self.tokenizer.encode(f"{question.text} ASSISTANT:", add_special_tokens=False)
+            answer = self.tokenizer.encode(question.answer, add_special_tokens=False) + [self.tokenizer.eos_token_id]
+            length = len(asked) + len(answer)
+            if end + length > TEXT:
+                break
+            here = slice(end, end + length)
+            ids[here], segment[here], position[here] = asked + answer, index, PREFIX + np.arange(length)
+            prompt[end : end + len(asked)] = True
+            target[end + len(asked) - 1 : end + length - 1] = answer
+            task[index] = TASKS.index(question.task) if question.task in TASKS else len(TASKS)
+            refers[index] = np.isin(owners, question.refers)
+            end += length
+        arrays = dict(ids=ids, segment=segment, position=position, prompt=prompt, target=target, task=task)
+        return {key: torch.from_numpy(value) for key, value in (arrays | {"refers": refers}).items()}
+
+
+def attention_mask(segment: torch.Tensor) -> torch.Tensor:
+    """Block mask of packed rows. ``segment`` (B, TEXT) -> bool (B, 1, PREFIX+TEXT, PREFIX+TEXT), True = may attend."""
+    batch = segment.shape[0]
+    own = torch.cat([segment.new_full((batch, PREFIX), -2), segment], 1)
+    causal = torch.ones(own.shape[1], own.shape[1], dtype=torch.bool, device=own.device).tril()
+    same = (own[:, :, None] == own[:, None, :]) | (own == -2)[:, None, :]
+    return (causal & same)[:, None]

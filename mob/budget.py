@@ -1,0 +1,130 @@
+"""How many tokens to keep: (N, K or ratio, schedule) -> integers K, K_p, k. The only place where budgets are rounded.
+
+The paper prints schedules for keep shares of 1/3, 2/9 and 1/9 (K = 192, 128, 64 of 576). Other shares interpolate
+K_p / K linearly and hold the ends. Everything is rounded half up, computed in exact fractions.
+
+==========  ====================  ===================
+schedule    K_p / K at 1/9 2/9 1/3    k
+==========  ====================  ===================
+"default"   1/2   3/8   1/3       K_p / 8
+"strong"    3/8   1/4   1/4       3 K_p / 40
+"weak"      1/2   7/16  5/12      K_p / 8
+==========  ====================  ===================
+
+"default" is the paper's setting without a prior on eta. The paper prints its K_p in reverse order (64/48/32 for the
+smallest to the largest K), which would leave no visual centre at K = 64 and contradicts its own table rows.
+"strong-release" is "strong" with the 11/24 that the release notes give at 1/3 where the table captions give 1/4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+_SHARES = (Fraction(1, 9), Fraction(2, 9), Fraction(1, 3))
+_EIGHTH = Fraction(1, 8)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """K_p / K at keep shares 1/9, 2/9 and 1/3, and k / K_p."""
+
+    prompt_shares: tuple[Fraction, Fraction, Fraction]
+    fold: Fraction
+
+
+SCHEDULES = {
+    "default": Schedule((Fraction(1, 2), Fraction(3, 8), Fraction(1, 3)), _EIGHTH),
+    "strong": Schedule((Fraction(3, 8), Fraction(1, 4), Fraction(1, 4)), Fraction(3, 40)),
+    "strong-release": Schedule((Fraction(3, 8), Fraction(1, 4), Fraction(11, 24)), Fraction(3, 40)),
+    "weak": Schedule((Fraction(1, 2), Fraction(7, 16), Fraction(5, 12)), _EIGHTH),
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Of N visual tokens keep K, K_p of them prompt centres found with a k-fold cover."""
+
+    N: int
+    K: int
+    K_p: int
+    k: int
+
+    @property
+    def identity(self) -> bool:
+        """Nothing is dropped."""
+        return self.K >= self.N
+
+
+def round_half_up(value: Fraction | float) -> int:
+    """The nearest integer, halves upwards. A float is read as the decimal it prints as: 0.29 means 29/100."""
+    exact = value if isinstance(value, Fraction) else Fraction(repr(value))
+    return (exact + Fraction(1, 2)).__floor__()
+
+
+def keep_count(N: int, K: int | float) -> int:
+    """Tokens to keep of N: an integer as it is (at most N), a share in (0, 1) rounded half up, at least one."""
+    check_keep(K)
+    if isinstance(K, int):
+        return min(K, N)
+    return min(N, max(1, round_half_up(Fraction(repr(K)) * N)))
+
+
+def check_keep(K: int | float) -> None:
+    """ValueError unless K is a positive integer or a share in (0, 1)."""
+    if isinstance(K, bool) or not isinstance(K, (int, float)):
+        raise ValueError(f"K={K!r}: give an integer number of tokens, or a share between 0 and 1")
+    if isinstance(K, int) and K <= 0:
+        raise ValueError(f"K={K}: keep at least one visual token; leave K unset to switch pruning off")
+    if isinstance(K, float) and not 0 < K < 1:
+        raise ValueError(f"K={K}: a float is a share and must lie between 0 and 1; give a token count as an integer")
+
+
+def budget(
+    N: int,
+    K: int | float,
+    *,
+    K_p: int | None = None,
+    k: int | None = None,
+    Kp_ratio: float | None = None,
+    k_ratio: float | None = None,
+    schedule: str = "default",
+) -> Budget:
+    """The integers for N visual tokens.
+
+    Args:
+        K: tokens to keep, or a share in (0, 1).
+        K_p, k: taken as they are when given.
+        Kp_ratio, k_ratio: K_p / K and k / K_p, used where the integers are not given.
+        schedule: one of ``SCHEDULES``, used for what neither gives.
+
+    Raises:
+        ValueError: K_p > K, K <= 0, k < 1, a ratio outside its range, or an unknown schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule={schedule!r}: use one of {', '.join(SCHEDULES)}")
+    check_keep(K)
+    if isinstance(K, int) and K_p is not None and K_p > K:
+        raise ValueError(f"K_p={K_p} with K={K}: prompt centres are part of the budget, choose 0 <= K_p <= K")
+    kept = keep_count(N, K)
+    if K_p is None:
+        share = Fraction(repr(Kp_ratio)) if Kp_ratio is not None else prompt_share(N, kept, schedule)
+        K_p = round_half_up(share * kept)
+    if k is None:
+        fold = Fraction(repr(k_ratio)) if k_ratio is not None else SCHEDULES[schedule].fold
+        k = max(1, round_half_up(fold * K_p))
+    if K_p < 0 or k < 1:
+        raise ValueError(f"K_p={K_p}, k={k}: choose K_p >= 0 and k >= 1")
+    return Budget(N=N, K=kept, K_p=min(K_p, kept), k=k)
+
+
+def prompt_share(N: int, K: int, schedule: str = "default") -> Fraction:
+    """K_p / K for keeping K of N, interpolated between the printed shares and held beyond them."""
+    shares = SCHEDULES[schedule].prompt_shares
+    kept = Fraction(K, N) if N else _SHARES[-1]
+    if kept <= _SHARES[0]:
+        return shares[0]
+    for low, high, at_low, at_high in zip(_SHARES, _SHARES[1:], shares, shares[1:], strict=False):
+        if kept <= high:
+            return at_low + (at_high - at_low) * (kept - low) / (high - low)
+    return shares[-1]

@@ -1,0 +1,129 @@
+"""``MoBConfig``: everything that decides how a model is pruned, and its spelling as the ``config.MoB_config`` dict."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mob.budget import SCHEDULES, Budget, budget, check_keep
+from mob.covering import METRICS
+
+# The release notes write l_idx; mob.prune says layer.
+_ALIASES = {"layer": "l_idx", "kp_ratio": "Kp_ratio", "prune_layer": "l_idx"}
+
+
+@dataclass(frozen=True)
+class MoBConfig:
+    """Settings of one pruning stage. Keys of the paper's release keep their names.
+
+    Attributes:
+        K: visual tokens to keep, an integer, or a share in (0, 1) of each sample's tokens; None switches pruning off.
+        K_p, k: prompt centres and covering fold as integers.
+        Kp_ratio, k_ratio: the same as K_p / K and k / K_p.
+        alpha: weight of alignment against preservation, another name for Kp_ratio.
+        l_idx: decoder layer at whose entry tokens leave, counted from 0; layers 0 .. l_idx - 1 see every token.
+        distance_metric: "cosine" or "euclidean" (distances of unit rows, the same choice either way).
+        schedule: where K_p and k come from if nothing above says so (see ``mob.budget``).
+        image_token_start_index, image_token_length: accepted for compatibility. The span found in the input wins; a
+            contradiction gives one warning.
+        method: name of a rule in ``mob.methods``; ``options`` are the rule's own fields.
+    """
+
+    K: int | float | None = None
+    K_p: int | None = None
+    k: int | None = None
+    Kp_ratio: float | None = None
+    k_ratio: float | None = None
+    alpha: float | None = None
+    l_idx: int = 2
+    distance_metric: str = "cosine"
+    schedule: str = "default"
+    image_token_start_index: int | None = None
+    image_token_length: int | None = None
+    method: str = "mob"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.K is not None:
+            check_keep(self.K)
+        for name, low in (("K_p", 0), ("k", 1), ("l_idx", 1)):
+            _check_integer(name, getattr(self, name), low)
+        for name in ("image_token_start_index", "image_token_length"):
+            _check_integer(name, getattr(self, name), 0)
+        for name in ("Kp_ratio", "k_ratio", "alpha"):
+            _check_share(name, getattr(self, name))
+        if sum(value is not None for value in (self.K_p, self.Kp_ratio, self.alpha)) > 1:
+            raise ValueError("K_p, Kp_ratio and alpha all set the number of prompt centres: give one of them")
+        if self.k is not None and self.k_ratio is not None:
+            raise ValueError("k and k_ratio both set the covering fold: give one of them")
+        if isinstance(self.K, int) and self.K_p is not None and self.K_p > self.K:
+            raise ValueError(f"K_p={self.K_p} with K={self.K}: prompt centres are part of the budget, choose K_p <= K")
+        _check_choice("distance_metric", self.distance_metric, METRICS)
+        _check_choice("schedule", self.schedule, SCHEDULES)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any] | None) -> MoBConfig:
+        """Read a ``MoB_config`` dict; None and {} mean off. ValueError with a suggestion on an unknown key."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        renamed: dict[str, Any] = {}
+        for key, value in (values or {}).items():
+            name = _ALIASES.get(key, key)
+            if name not in known:
+                close = difflib.get_close_matches(str(key), [*known, *_ALIASES], n=1, cutoff=0.5)
+                hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+                raise ValueError(f"MoB_config has no key {key!r}: {hint}")
+            if name in renamed:
+                raise ValueError(f"MoB_config sets {name!r} twice (as {key!r} too): keep one of them")
+            renamed[name] = value
+        if renamed.get("l_idx", 0) is None:
+            del renamed["l_idx"]
+        return cls(**renamed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The shortest ``MoB_config`` dict that means the same; JSON-ready."""
+        out = {}
+        for f in dataclasses.fields(self):
+            default = {} if f.name == "options" else f.default
+            if (value := getattr(self, f.name)) != default:
+                out[f.name] = dict(value) if f.name == "options" else value
+        return out
+
+    @property
+    def enabled(self) -> bool:
+        return self.K is not None
+
+    def budget(self, N: int) -> Budget:
+        """The integers for a sample of N visual tokens; everything is kept when pruning is off."""
+        if self.K is None or N == 0:
+            return Budget(N=N, K=N, K_p=0, k=1)
+        ratio = self.Kp_ratio if self.Kp_ratio is not None else self.alpha
+        return budget(
+            N, self.K, K_p=self.K_p, k=self.k, Kp_ratio=ratio, k_ratio=self.k_ratio, schedule=self.schedule
+        )
+
+
+def _check_integer(name: str, value: Any, low: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name}={value!r}: give an integer")
+    if value < low:
+        extra = " (generation reads lengths from layer 0, so it must stay complete)" if name == "l_idx" else ""
+        raise ValueError(f"{name}={value}: must be at least {low}{extra}")
+
+
+def _check_share(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"{name}={value!r}: give a number between 0 and 1")
+
+
+def _check_choice(name: str, value: Any, choices) -> None:
+    if value not in choices:
+        close = difflib.get_close_matches(str(value), list(choices), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(choices)}"
+        raise ValueError(f"{name}={value!r}: {hint}")

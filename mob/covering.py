@@ -1,0 +1,182 @@
+"""Algorithm 1 of MoB (arXiv 2505.10118) as pure tensor functions: which visual tokens to keep.
+
+Every function takes one sample, ``visual`` (N, d) and ``prompt`` (L, d), or a batch, (B, N, d) and (B, L, d), with an
+optional bool mask (B, N) or (B, L) whose True entries are real tokens. Nothing here knows about models.
+
+Exactness. Rows are normalised and compared in float32 whatever their dtype, and cosines are rounded to a grid of
+2^-20 (about 1e-6, ten times the error of the product), so that equal tokens compare equal and ties go to the lowest
+index. A row that holds NaN or infinity, or only zeros, counts as the zero vector: like nothing, far from everything.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+METRICS = ("cosine", "euclidean")
+_GRID = 2.0**20
+_NEVER = float("-inf")
+_GRAM_SHARE = 8  # on CPU the full Gram matrix pays once more than N / 8 of its rows are needed
+
+
+class Selection(NamedTuple):
+    """``indices`` (B, K) or (K,), int64, ascending; ``prompt_center`` of the same shape, True for a prompt centre."""
+
+    indices: Tensor
+    prompt_center: Tensor
+
+
+@torch.no_grad()
+def select(
+    visual: Tensor,
+    prompt: Tensor,
+    K: int,
+    K_p: int,
+    k: int,
+    *,
+    metric: str = "cosine",
+    visual_mask: Tensor | None = None,
+    prompt_mask: Tensor | None = None,
+) -> Selection:
+    """Keep K of N visual tokens: K_p prompt centres, then farthest-point sampling (paper, Algorithm 1).
+
+    Args:
+        visual: (N, d) or (B, N, d), any floating dtype.
+        prompt: (L, d) or (B, L, d); L may be 0.
+        K: tokens to keep; K >= N keeps all.
+        K_p: prompt centres among them. Fewer distinct candidates than K_p: the rest of the budget goes to visual
+            centres, so that exactly K indices always come back.
+        k: covering fold, the visual tokens that each prompt token proposes.
+        metric: "cosine" or "euclidean". Both mean distances between unit rows, which order all pairs alike
+            (|a-b|^2 = 2 - 2 cos), so both select the same tokens.
+        visual_mask, prompt_mask: (B, N), (B, L) bool, True = real; (N,), (L,) for one sample.
+
+    Raises:
+        ValueError: budgets, shapes or the metric make no sense, or a row has fewer than K real visual tokens.
+    """
+    _check(visual, prompt, K, K_p, k, metric)
+    single = visual.ndim == 2
+    if single:
+        visual, prompt = visual[None], prompt[None]
+        visual_mask = None if visual_mask is None else visual_mask[None]
+        prompt_mask = None if prompt_mask is None else prompt_mask[None]
+    if visual_mask is not None and K < visual.shape[1] and bool((visual_mask.sum(1) < K).any()):
+        raise ValueError(f"K={K} is more than the real visual tokens of a row: group rows by size, or lower K")
+    K = min(K, visual.shape[1])
+    units, prompt_units = unit_rows(visual), unit_rows(prompt)
+    centres = prompt_centers(units, prompt_units, min(K_p, K), k, visual_mask, prompt_mask)
+    taken = visual_centers(units, centres, K, visual_mask, at_least=_guaranteed(prompt, K_p, k, prompt_mask))
+    indices = taken.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, :K]
+    selection = Selection(indices, centres.gather(1, indices))
+    return Selection(*(tensor[0] for tensor in selection)) if single else selection
+
+
+def prompt_centers(
+    units: Tensor, prompt_units: Tensor, K_p: int, k: int, visual_mask: Tensor | None, prompt_mask: Tensor | None
+) -> Tensor:
+    """k-fold nearest-neighbour cover of the prompt: bool (B, N), True for at most K_p prompt centres.
+
+    Each prompt token proposes its k most similar visual tokens; a token proposed twice keeps its largest similarity;
+    the K_p best proposals win.
+    """
+    chosen = torch.zeros(units.shape[:2], dtype=torch.bool, device=units.device)
+    if K_p == 0 or prompt_units.shape[1] == 0:
+        return chosen
+    similarity = cosines(prompt_units, units)
+    if visual_mask is not None:
+        similarity = similarity.masked_fill(~visual_mask[:, None], _NEVER)
+    if prompt_mask is not None:
+        similarity = similarity.masked_fill(~prompt_mask[..., None], _NEVER)
+    best, proposed = (part[..., :k] for part in similarity.sort(dim=-1, descending=True, stable=True))
+    scores = torch.full_like(similarity[:, 0], _NEVER)
+    scores = scores.scatter_reduce(1, proposed.flatten(1), best.flatten(1), "amax")
+    ranked, order = (part[:, :K_p] for part in scores.sort(dim=-1, descending=True, stable=True))
+    return chosen.scatter(1, order, ranked > _NEVER)
+
+
+def visual_centers(
+    units: Tensor, centres: Tensor, K: int, visual_mask: Tensor | None = None, *, at_least: int = 0
+) -> Tensor:
+    """Farthest-point sampling from the given centres until every row holds K tokens: bool (B, N) of all kept tokens.
+
+    Without any centre the first one is the token farthest from the mean direction (our choice, the paper is silent).
+    ``at_least`` is a lower bound of the centres that every row has; it saves steps where the exact number would cost
+    a synchronisation with the device.
+    """
+    real = torch.ones_like(centres) if visual_mask is None else visual_mask
+    taken = centres | _first_center(units, real, needed=~centres.any(1))
+    steps = K - (int(taken.sum(1).min()) if taken.device.type == "cpu" else max(at_least, 1))
+    row_of = _row_reader(units, steps)
+    distance = _distance_to(units, taken, K).masked_fill(taken | ~real, _NEVER)
+    count = taken.sum(1)
+    for _ in range(steps):
+        farthest = distance.argmax(1)[:, None]  # the first of equal maxima
+        taken = taken.scatter(1, farthest, taken.gather(1, farthest) | (count < K)[:, None])
+        distance = torch.minimum(distance, 1 - row_of(farthest)).scatter(1, farthest, _NEVER)
+        count = count + 1
+    return taken
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows divided by their length, float32 (on the accumulators too); unusable rows become zero. Shape unchanged."""
+    rows = rows.to(torch.float32)
+    # Dividing by the largest entry first keeps float16-sized and huge rows alike away from overflow.
+    scale = rows.abs().amax(-1, keepdim=True)
+    usable = torch.isfinite(scale) & (scale > 0)
+    rows = torch.where(usable, rows / scale.where(usable, 1.0), 0.0)
+    return rows / rows.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """Cosines of unit rows on the comparison grid: (B, n, d), (B, m, d) -> float32 (B, n, m)."""
+    with torch.autocast(a.device.type, enabled=False):
+        return torch.round(a @ b.transpose(-1, -2) * _GRID) / _GRID
+
+
+def _first_center(units: Tensor, real: Tensor, needed: Tensor) -> Tensor:
+    """bool (B, N): the token farthest from the mean direction in the rows where ``needed``, nothing elsewhere."""
+    mean = unit_rows((units * real[..., None]).sum(1, keepdim=True))
+    away = (1 - cosines(units, mean)[..., 0]).masked_fill(~real, _NEVER)
+    first = torch.zeros_like(real).scatter(1, away.argmax(1)[:, None], True)
+    return first & needed[:, None]
+
+
+def _distance_to(units: Tensor, taken: Tensor, K: int) -> Tensor:
+    """1 - cosine to the nearest taken token, float32 (B, N). At most K tokens are taken in a row."""
+    order = taken.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, :K]
+    nearest = cosines(units, units.gather(1, order[..., None].expand(-1, -1, units.shape[-1])))
+    return 1 - nearest.masked_fill(~taken.gather(1, order)[:, None], _NEVER).amax(-1)
+
+
+def _row_reader(units: Tensor, steps: int):
+    """A function (B, 1) indices -> (B, N) cosines, from the Gram matrix or computed row by row, whichever is cheaper."""
+    size, width = units.shape[1:]
+    if units.device.type == "cpu" and steps * _GRAM_SHARE < size:
+        return lambda index: cosines(units, units.gather(1, index[..., None].expand(-1, -1, width)))[..., 0]
+    gram = cosines(units, units)
+    return lambda index: gram.gather(1, index[..., None].expand(-1, -1, size))[:, 0]
+
+
+def _guaranteed(prompt: Tensor, K_p: int, k: int, prompt_mask: Tensor | None) -> int:
+    """Prompt centres that every row is sure to have: one prompt token alone proposes k distinct tokens."""
+    return 0 if prompt_mask is not None or prompt.shape[-2] == 0 else min(K_p, k)
+
+
+def _check(visual: Tensor, prompt: Tensor, K: int, K_p: int, k: int, metric: str) -> None:
+    if metric not in METRICS:
+        raise ValueError(f"metric={metric!r}: use one of {', '.join(METRICS)}")
+    if visual.ndim not in (2, 3) or prompt.ndim != visual.ndim:
+        raise ValueError(
+            f"visual {tuple(visual.shape)} and prompt {tuple(prompt.shape)}: give (N, d) and (L, d), or (B, N, d) and "
+            "(B, L, d)"
+        )
+    if visual.shape[-1] != prompt.shape[-1] or visual.shape[:-2] != prompt.shape[:-2]:
+        raise ValueError(f"visual {tuple(visual.shape)} and prompt {tuple(prompt.shape)} differ in batch or width")
+    if K <= 0:
+        raise ValueError(f"K={K}: keep at least one visual token; leave K unset to switch pruning off")
+    if not 0 <= K_p <= K:
+        raise ValueError(f"K_p={K_p} with K={K}: prompt centres are part of the budget, choose 0 <= K_p <= K")
+    if k < 1:
+        raise ValueError(f"k={k}: every prompt token proposes at least one visual token, choose k >= 1")

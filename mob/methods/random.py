@@ -1,0 +1,27 @@
+"""Random choice, the baseline that every table needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from mob.budget import Budget
+from mob.covering import Selection
+from mob.methods.base import SpanView, register
+
+
+@register("random")
+@dataclass(frozen=True)
+class Random:
+    """K of N without replacement. The draw depends on ``seed`` and N alone, so a batch equals its samples one by one;
+    give each picture another seed to average over draws."""
+
+    seed: int = 0
+
+    def select(self, view: SpanView, budget: Budget) -> Selection:
+        # Drawn on the CPU: the same numbers on every device, and no synchronisation.
+        generator = torch.Generator().manual_seed(self.seed)
+        draw = torch.randperm(budget.N, generator=generator)[: budget.K].sort().values
+        indices = draw.to(view.visual.device).expand(view.visual.shape[0], -1)
+        return Selection(indices, torch.zeros_like(indices, dtype=torch.bool))

@@ -1,0 +1,18 @@
+"""Visual preservation alone: farthest-point sampling, the K_p = 0 end of MoB."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mob.budget import Budget
+from mob.covering import Selection, select
+from mob.methods.base import SpanView, register
+
+
+@register("visual")
+@dataclass(frozen=True)
+class Visual:
+    """Every kept token is a visual centre; the prompt is not looked at."""
+
+    def select(self, view: SpanView, budget: Budget) -> Selection:
+        return select(view.visual, view.prompt[:, :0], budget.K, 0, 1, metric=view.metric)

@@ -1,0 +1,297 @@
+"""The mechanism: forward hooks that carry a pruning rule into any stock Hugging Face decoder.
+
+``begin`` runs before the base model: it finds visual and prompt tokens and hands a ``Plan`` down as a keyword.
+``enter`` runs before every decoder layer: at a stage's layer the rule chooses, later layers get the short tensors.
+``end`` runs after the base model and brings the output back to full length. Nothing is copied or replaced, state
+between calls is one attribute on the cache, and everything else lives in the plan of the pass, so threads do not meet.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mob.anatomy import Anatomy, dissect
+from mob.budget import Budget
+from mob.config import MoBConfig
+from mob.methods import Rule, SpanView, create
+from mob.plan import Plan
+from mob.record import RetainedPatches
+from mob.recorder import Recorder
+from mob.spans import find_real, find_spans, find_visual
+
+PLAN, ANSWER, STATE = "mob_plan", "mob_answer", "mob"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """At the entry of decoder layer ``layer`` this rule keeps ``budgets[i]`` of sample i's visual tokens."""
+
+    layer: int
+    rule: Rule
+    budgets: list[Budget]
+    metric: str = "cosine"
+
+
+@dataclass(eq=False)
+class Pruning:
+    """Pruning of one model: a context manager, or attached for good. Made by ``prune`` and ``attach``.
+
+    Attributes:
+        model: the model, unwrapped from PEFT.
+        settings: fixed settings, or None to read ``model.config.MoB_config`` at each call.
+        record: whether to keep a ``RetainedPatches`` per sample in ``records``.
+    """
+
+    model: nn.Module
+    settings: MoBConfig | None = None
+    record: bool = False
+    _anatomy: Anatomy = field(init=False, repr=False)
+    _recorder: Recorder = field(init=False, repr=False, default_factory=Recorder)
+    _handles: list = field(init=False, repr=False, default_factory=list)
+    _warned: bool = field(init=False, repr=False, default=False)
+
+    def __post_init__(self) -> None:
+        self._anatomy = dissect(self.model)
+        self._check(self._settings())
+
+    @property
+    def records(self) -> list[RetainedPatches]:
+        """One record per sample of every pruned pass, in batch order. Beams count as samples."""
+        return self._recorder.records()
+
+    def clear(self) -> None:
+        """Forget the records so far."""
+        self._recorder.clear()
+
+    def __enter__(self) -> Pruning:
+        if self._handles:
+            raise ValueError("this pruning is active already: make a new one with mob.prune")
+        parts = self._anatomy
+        stack = parts.base.__dict__.setdefault(STATE, [])
+        stack.append(self)
+        add = self._handles.append
+        if parts.top is not parts.base:
+            add(parts.top.register_forward_pre_hook(self._note_labels, with_kwargs=True))
+        add(parts.base.register_forward_pre_hook(self._begin, with_kwargs=True))
+        add(parts.base.register_forward_hook(self._end, with_kwargs=True))
+        for index, layer in enumerate(parts.layers):
+            add(layer.register_forward_pre_hook(_Enter(self, index), with_kwargs=True))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Remove every hook; the model is as before."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        stack = self._anatomy.base.__dict__.get(STATE, [])
+        if self in stack:
+            stack.remove(self)
+        if not stack:
+            self._anatomy.base.__dict__.pop(STATE, None)
+
+    def _active(self) -> bool:
+        """Of nested prunings only the innermost acts."""
+        return self._anatomy.base.__dict__[STATE][-1] is self
+
+    def _settings(self) -> MoBConfig:
+        if self.settings is not None:
+            return self.settings
+        return MoBConfig.from_dict(getattr(self.model.config, "MoB_config", None))
+
+    def _check(self, settings: MoBConfig) -> None:
+        create(settings.method, settings.options)
+        first, count = self._anatomy.first_layer, len(self._anatomy.layers)
+        if not first <= settings.l_idx < count:
+            raise ValueError(f"layer={settings.l_idx}: this model can be pruned at layers {first} to {count - 1}")
+
+    def _note_labels(self, top: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Tokens that labels ask for must not guide the selection, and the base model never sees labels."""
+        labels = kwargs.get("labels")
+        if labels is None or not self._active():
+            return None
+        return args, {**kwargs, ANSWER: labels != -100}
+
+    def _begin(self, base: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if not self._active():
+            return None
+        answer = kwargs.pop(ANSWER, None)
+        plan = self._plan(args, kwargs, answer)
+        if plan is not None:
+            kwargs[PLAN] = plan
+        return args, kwargs
+
+    def _plan(self, args: tuple, kwargs: dict, answer: Tensor | None) -> Plan | None:
+        """What to do in this pass; None to leave it alone."""
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        embeddings = kwargs.get("inputs_embeds")
+        length = (embeddings if ids is None else ids).shape[1]
+        cache = kwargs.get("past_key_values")
+        if length == 1:  # decoding: a picture is never a single token, and generated placeholders are text
+            shorts = getattr(cache, STATE, ())
+            return Plan(length, 0, shorts) if shorts else None
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if past == 0 and hasattr(cache, STATE):
+            delattr(cache, STATE)  # the cache was reset
+        shorts = getattr(cache, STATE, ())
+        settings = self._settings()
+        if not settings.enabled:
+            return Plan(length, past, shorts) if shorts else None
+        self._check(settings)
+        visual = find_visual(self.model.config, ids, embeddings, self._anatomy.embed)
+        real = find_real(kwargs.get("attention_mask"), visual, past)
+        spans = find_spans(visual, real, answer, first_pass=past == 0)
+        budgets = [settings.budget(n) for n in spans.visual_counts]
+        self._warn_of_other_span(settings, spans)
+        rule = create(settings.method, settings.options)
+        stage = Stage(settings.l_idx, rule, budgets, settings.distance_metric)
+        if self.record and (past == 0 or any(spans.visual_counts)):
+            self._recorder.open(self.model.config, spans, stage)
+        if all(budget.identity for budget in budgets):
+            return Plan(length, past, shorts) if shorts else None
+        self._anatomy.check_attention(past + length)
+        return Plan(length, past, shorts, spans, (stage,))
+
+    def _enter(self, index: int, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        plan: Plan | None = kwargs.pop(PLAN, None)
+        if plan is None:
+            return None
+        for stage in plan.stages:
+            if stage.layer == index:
+                args, kwargs = self._prune(plan, stage, args, kwargs)
+        return args, plan.shorten(index, kwargs, self._anatomy.flash)
+
+    def _prune(self, plan: Plan, stage: Stage, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Let the rule choose, group by group of samples with equal budgets, and gather what remains."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        visual, keep = plan.in_rows(plan.spans.visual), plan.in_rows(plan.spans.real)
+        for budget in dict.fromkeys(b for b in stage.budgets if not b.identity):
+            members = [i for i, b in enumerate(stage.budgets) if b == budget]
+            group = torch.tensor(members, device=hidden.device)
+            places = visual[group].logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, : budget.N]
+            view = SpanView(_take(hidden[group], places), *self._prompt(plan, members, hidden[group]), stage.metric)
+            with torch.no_grad(), self._recorder.timed(hidden.device, self.record) as clock:
+                selection = stage.rule.select(view, budget)
+            chosen = torch.zeros_like(visual[group]).scatter(1, places.gather(1, selection.indices), True)
+            keep[group] = keep[group] & (~visual[group] | chosen)
+            if self.record:
+                self._recorder.note(members, view, selection, clock)
+        real, seen = plan.spans.real_counts, plan.spans.visual_counts
+        counts = [r - n + b.K for r, n, b in zip(real, seen, stage.budgets, strict=True)]
+        hidden = _take(hidden, plan.drop(stage.layer, keep, counts))
+        cache = kwargs.get("past_key_values")
+        if cache is not None:
+            setattr(cache, STATE, plan.shorts)
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    @staticmethod
+    def _prompt(plan: Plan, members: list[int], hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Prompt tokens of some samples, (b, L, d), and their mask, None where none is padded."""
+        counts = [plan.spans.prompt_counts[i] for i in members]
+        longest = max(counts)
+        prompt = plan.in_rows(plan.spans.prompt)[members]
+        places = prompt.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, :longest]
+        mask = None if min(counts) == longest else prompt.gather(1, places)
+        return _take(hidden, places), mask
+
+    def _end(self, base: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        plan: Plan | None = kwargs.get(PLAN)
+        if plan is None or plan.rows is None or not self._active():
+            return None
+        size = plan.rows.shape[1]
+
+        def full(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                short = value.ndim == 3 and value.shape[:2] == (len(plan.rows), size)
+                return plan.expand(value) if short else value
+            return value
+
+        for name in ("last_hidden_state", "hidden_states"):
+            value = output.get(name) if hasattr(output, "get") else None
+            if isinstance(value, Tensor):
+                output[name] = full(value)
+            elif isinstance(value, tuple):
+                output[name] = tuple(map(full, value))
+        return output if hasattr(output, "get") else (full(output[0]), *output[1:])
+
+    def _warn_of_other_span(self, settings: MoBConfig, spans) -> None:
+        """The release notes configure where the picture is; the input knows better. Said once."""
+        start, length = settings.image_token_start_index, settings.image_token_length
+        if self._warned or (start is None and length is None) or not any(spans.visual_counts):
+            return
+        sample = next(i for i, n in enumerate(spans.visual_counts) if n)
+        order = spans.visual[sample][spans.real[sample]]
+        found = int(order.to(torch.uint8).argmax()), spans.visual_counts[sample]
+        asked = found[0] if start is None else start, found[1] if length is None else length
+        if found != asked:
+            self._warned = True
+            warnings.warn(
+                f"MoB_config says that the picture starts at token {asked[0]} and has {asked[1]} tokens; in this input "
+                f"it starts at {found[0]} and has {found[1]}. The input is right; remove image_token_start_index and "
+                "image_token_length, or correct them, to silence this.",
+                stacklevel=2,
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class _Enter:
+    """The hook of one layer: a bound method that knows the layer's index, and survives deepcopy and pickle."""
+
+    pruning: Pruning
+    index: int
+
+    def __call__(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        return self.pruning._enter(self.index, args, kwargs)
+
+
+def _take(rows: Tensor, index: Tensor) -> Tensor:
+    """(B, T, d) and (B, n) -> (B, n, d)."""
+    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
+
+
+def prune(
+    model: nn.Module,
+    K: int | float | None = None,
+    K_p: int | None = None,
+    k: int | None = None,
+    layer: int = 2,
+    method: str = "mob",
+    record: bool = True,
+    **more: Any,
+) -> Pruning:
+    """Prune while a ``with`` block lasts: ``with mob.prune(model, K=64) as pruning: model.generate(**inputs)``.
+
+    Args:
+        model: any stock vision-language model of transformers, also wrapped by PEFT, quantised or dispatched.
+        K: visual tokens to keep of each sample, an integer or a share in (0, 1).
+        K_p, k: prompt centres and covering fold; by default from the paper's schedule (``mob.budget``).
+        layer: decoder layer at whose entry the others leave, counted from 0.
+        method: a rule's name, see ``mob.methods.METHODS``.
+        record: keep ``RetainedPatches`` in ``pruning.records``.
+        more: any other key of ``MoBConfig``, such as schedule="weak" or options={"seed": 3}.
+
+    Keep the block open for the whole conversation: a cache that was filled inside needs the hooks to go on.
+
+    Raises:
+        ValueError: a budget, key, layer or model that cannot work; the message says what to do.
+    """
+    values = {"K": K, "K_p": K_p, "k": k, "l_idx": layer, "method": method, **more}
+    return Pruning(model, MoBConfig.from_dict({key: v for key, v in values.items() if v is not None}), record)
+
+
+def attach(model: nn.Module, record: bool = False) -> Pruning:
+    """Prune for good, honouring ``model.config.MoB_config`` at every call; ``.detach()`` undoes it.
+
+    Sets ``model.config.MoB_config`` to {} (off) where there is none.
+    """
+    pruning = Pruning(model, None, record)
+    if getattr(pruning.model.config, "MoB_config", None) is None:
+        pruning.model.config.MoB_config = {}
+    return pruning.__enter__()

@@ -1,0 +1,69 @@
+"""``RetainedPatches``: which visual tokens of a sample were kept, why, and with what budget. JSON in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class RetainedPatches:
+    """One sample of one pruned pass. A sample without a picture has N = K = 0 and empty lists.
+
+    Attributes:
+        keep_indices: kept visual tokens, numbered 0 .. N-1 in sequence order over all pictures of the sample.
+        prompt_center: for each of them, True for a prompt centre, False for a visual centre.
+        image, row, column: for each of them, the picture it belongs to and its cell in the token grid (-1: no grid).
+        N, K, K_p, k: the budget (K_p and k as asked for; fewer distinct candidates leave fewer prompt centres).
+        layer, method: where and by which rule.
+        eta, eps_p, eps_v: Hausdorff radii in 0..2 (see ``mob.coupling``); None where nothing was dropped or a set is
+            empty.
+        milliseconds: time of the selection, of the whole group of samples that shared one call; None if not dropped.
+    """
+
+    keep_indices: list[int] = field(default_factory=list)
+    prompt_center: list[bool] = field(default_factory=list)
+    image: list[int] = field(default_factory=list)
+    row: list[int] = field(default_factory=list)
+    column: list[int] = field(default_factory=list)
+    N: int = 0
+    K: int = 0
+    K_p: int = 0
+    k: int = 1
+    layer: int = 2
+    method: str = "mob"
+    eta: float | None = None
+    eps_p: float | None = None
+    eps_v: float | None = None
+    milliseconds: float | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {len(getattr(self, name)) for name in ("keep_indices", "prompt_center", "image", "row", "column")}
+        if lengths != {self.K}:
+            raise ValueError(f"K={self.K} but the lists of this record have lengths {sorted(lengths)}")
+
+    def to_dict(self) -> dict:
+        """Plain Python values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> RetainedPatches:
+        """The record that ``to_dict`` wrote. ValueError when keys are unknown or lengths disagree."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := set(values) - known:
+            raise ValueError(f"not a RetainedPatches record, unknown keys: {', '.join(sorted(unknown))}")
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> RetainedPatches:
+        return cls.from_dict(json.loads(text))
+
+
+def number(value: float) -> float | None:
+    """A float for JSON: NaN becomes None."""
+    return None if math.isnan(value) else value

@@ -1,0 +1,142 @@
+"""Collects what was kept. Tensors stay on the device until somebody reads ``records``: recording adds no wait."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mob.coupling import Radii, radii
+from mob.covering import Selection
+from mob.methods import SpanView
+from mob.record import RetainedPatches, number
+from mob.spans import Spans, cells
+
+
+@dataclass
+class Clock:
+    """Milliseconds between start and stop: device time on CUDA, wall time elsewhere."""
+
+    device: torch.device
+    marks: list = field(default_factory=list)
+
+    def mark(self) -> None:
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def milliseconds(self) -> float:
+        start, stop = self.marks
+        if self.device.type == "cuda":
+            stop.synchronize()
+            return start.elapsed_time(stop)
+        return (stop - start) * 1000
+
+
+@dataclass
+class _Group:
+    """Samples that one call of the rule decided."""
+
+    members: list[int]
+    selection: Selection
+    radii: Radii
+    clock: Clock
+
+
+@dataclass
+class _Pass:
+    """One forward pass; the stage and spans say the rest."""
+
+    config: Any
+    visual: Tensor
+    stage: Any
+    groups: list[_Group] = field(default_factory=list)
+
+
+class Recorder:
+    """Passes of one pruning. A thread's notes go to the pass that this thread opened last."""
+
+    def __init__(self) -> None:
+        self._done: list[RetainedPatches] = []
+        self._passes: list[_Pass] = []
+        self._current = threading.local()
+
+    def __deepcopy__(self, memo: dict) -> Recorder:
+        return Recorder()  # a copied model starts with no records (and thread-local state cannot be copied)
+
+    def __reduce__(self) -> tuple:
+        return Recorder, ()
+
+    def open(self, config: Any, spans: Spans, stage: Any) -> None:
+        """A pass begins."""
+        self._current.value = _Pass(config, spans.visual, stage)
+        self._passes.append(self._current.value)
+
+    @contextmanager
+    def timed(self, device: torch.device, active: bool) -> Iterator[Clock]:
+        clock = Clock(device)
+        if active:
+            clock.mark()
+        yield clock
+        if active:
+            clock.mark()
+
+    def note(self, members: list[int], view: SpanView, selection: Selection, clock: Clock) -> None:
+        """A rule has chosen for some samples of the current pass."""
+        measured = radii(view.visual, view.prompt, view.prompt_mask, *selection)
+        self._current.value.groups.append(_Group(members, selection, measured, clock))
+
+    def records(self) -> list[RetainedPatches]:
+        while self._passes:
+            self._done += _finish(self._passes.pop(0))
+        return self._done
+
+    def clear(self) -> None:
+        self._done, self._passes = [], []
+
+
+def _finish(one: _Pass) -> list[RetainedPatches]:
+    """Bring one pass to the host."""
+    visual = one.visual.cpu()
+    chosen = {}
+    for group in one.groups:
+        indices, centres = (part.tolist() for part in group.selection)
+        measured = [part.tolist() for part in group.radii]
+        milliseconds = group.clock.milliseconds()
+        for at, sample in enumerate(group.members):
+            chosen[sample] = indices[at], centres[at], [number(part[at]) for part in measured], milliseconds
+    out = []
+    for sample, budget in enumerate(one.stage.budgets):
+        everything = list(range(budget.N)), [False] * budget.N, [None] * 3, None
+        indices, centres, (eta, eps_p, eps_v), milliseconds = chosen.get(sample, everything)
+        places = cells(one.config, visual[sample])
+        kept = [places[i] for i in indices]
+        out.append(
+            RetainedPatches(
+                keep_indices=indices,
+                prompt_center=centres,
+                image=[cell.image for cell in kept],
+                row=[cell.row for cell in kept],
+                column=[cell.column for cell in kept],
+                N=budget.N,
+                K=budget.K,
+                K_p=budget.K_p,
+                k=budget.k,
+                layer=one.stage.layer,
+                method=one.stage.rule.name,
+                eta=eta,
+                eps_p=eps_p,
+                eps_v=eps_v,
+                milliseconds=milliseconds,
+            )
+        )
+    return out
