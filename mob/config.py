@@ -100,9 +100,7 @@ class MoBConfig:
         if self.K is None or N == 0:
             return Budget(N=N, K=N, K_p=0, k=1)
         ratio = self.Kp_ratio if self.Kp_ratio is not None else self.alpha
-        return budget(
-            N, self.K, K_p=self.K_p, k=self.k, Kp_ratio=ratio, k_ratio=self.k_ratio, schedule=self.schedule
-        )
+        return budget(N, self.K, K_p=self.K_p, k=self.k, Kp_ratio=ratio, k_ratio=self.k_ratio, schedule=self.schedule)
 
 
 def _check_integer(name: str, value: Any, low: int) -> None:

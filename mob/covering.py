@@ -62,7 +62,7 @@ def select(
         visual, prompt = visual[None], prompt[None]
         visual_mask = None if visual_mask is None else visual_mask[None]
         prompt_mask = None if prompt_mask is None else prompt_mask[None]
-    if visual_mask is not None and K < visual.shape[1] and bool((visual_mask.sum(1) < K).any()):
+    if visual_mask is not None and visual.shape[1] > K and bool((visual_mask.sum(1) < K).any()):
         raise ValueError(f"K={K} is more than the real visual tokens of a row: group rows by size, or lower K")
     K = min(K, visual.shape[1])
     units, prompt_units = unit_rows(visual), unit_rows(prompt)

@@ -2,11 +2,14 @@
 
 Two coordinates. A *full* position counts tokens as if nothing had been dropped: layer 0 of the cache, the attention
 mask that the model built and the positions of new tokens all use it. A *short* layer holds fewer tokens; ``Short``
-says which. Rows of the current pass that a layer sees are ``Plan.rows``.
+says which, and a ``Cut`` says which tokens of the current pass a layer still sees.
+
+Everything is looked up by layer, so a layer that runs again (gradient checkpointing) finds what it found before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +41,20 @@ class Short:
         return torch.cat([self.kept, later.expand(batch, -1)], 1)[:, :length]
 
 
+@dataclass(frozen=True)
+class Cut:
+    """From ``layer`` on the pass holds ``rows``.
+
+    Attributes:
+        rows: (B, S) tokens of the pass, -1 for padding on the left.
+        order: (B, S) the same as places in what the layer before saw; padding points to any place.
+    """
+
+    layer: int
+    rows: Tensor
+    order: Tensor
+
+
 @dataclass
 class Plan:
     """Travels through one forward pass as a keyword argument.
@@ -47,7 +64,7 @@ class Plan:
         past: full length before it.
         shorts: what the cache holds per layer range, ascending; updated when a stage selects.
         spans, stages: what to prune, and where; no stages in a pass that only continues.
-        rows: (B, S) the tokens of this pass that the current layer sees, -1 for padding; None = all.
+        cuts: what has been dropped so far, ascending by layer.
     """
 
     length: int
@@ -55,7 +72,7 @@ class Plan:
     shorts: tuple[Short, ...] = ()
     spans: Spans | None = None
     stages: tuple[Any, ...] = ()
-    rows: Tensor | None = None
+    cuts: tuple[Cut, ...] = ()
     _before: tuple[Short, ...] = ()
     _memo: dict = field(default_factory=dict)
 
@@ -64,90 +81,91 @@ class Plan:
 
     def short(self, layer: int) -> Short | None:
         """The cache contents of a layer, None where it is full."""
-        return _at(self.shorts, layer)
+        return _at(self.shorts, layer, "first_layer")
 
-    def in_rows(self, per_token: Tensor) -> Tensor:
-        """A (B, T) bool of the pass, in the tokens that the current layer sees: (B, S)."""
-        if self.rows is None:
-            return per_token
-        return per_token.gather(1, self.rows.clamp_min(0)) & (self.rows >= 0)
+    def cut(self, layer: int) -> Cut | None:
+        """The cut that decides what a layer sees, None where it sees the whole pass."""
+        return _at(self.cuts, layer, "layer")
 
-    def drop(self, layer: int, keep: Tensor, counts: list[int]) -> Tensor:
+    def seen(self, per_token: Tensor, layer: int) -> Tensor:
+        """A (B, T) bool of the pass, in the tokens that arrive at the entry of ``layer``: (B, S)."""
+        cut = self.cut(layer - 1)
+        return per_token if cut is None else per_token.gather(1, cut.rows.clamp_min(0)) & (cut.rows >= 0)
+
+    def drop(self, layer: int, keep: Tensor, counts: list[int]) -> Cut:
         """From ``layer`` on only ``keep`` remains, bool (B, S); ``counts`` are its row sums, known on the host.
 
-        Returns int64 (B, S') indices into the S tokens so far. Rows are padded on the left, order is preserved.
+        Rows are padded on the left; their order is preserved.
         """
         size = max(counts)
         order = keep.to(torch.uint8).sort(dim=1, stable=True).indices[:, -size:]
         missing = size - torch.tensor(counts, device=keep.device)
         padding = torch.arange(size, device=keep.device) < missing[:, None]
-        rows = order if self.rows is None else self.rows.gather(1, order)
-        self.rows = rows.masked_fill(padding, -1)
-        self.shorts = self._shorts_after(layer, uneven=min(counts) < size)
-        self._memo.clear()
-        return order.masked_fill(padding, 0)
+        before = self.cut(layer - 1)
+        rows = order if before is None else before.rows.gather(1, order)
+        cut = Cut(layer, rows.masked_fill(padding, -1), order)
+        self.cuts = (*self.cuts, cut)
+        self.shorts = self._shorts_after(cut, uneven=min(counts) < size)
+        return cut
 
-    def _shorts_after(self, layer: int, uneven: bool) -> tuple[Short, ...]:
-        """Cache contents once this pass is written: layers from ``layer`` on receive ``rows`` only."""
-        after = [s for s in self.shorts if s.first_layer < layer]
-        for start in sorted({layer, *(s.first_layer for s in self._before if s.first_layer > layer)}):
-            old = _at(self._before, start)
-            new = torch.where(self.rows >= 0, self.rows + self.past, -1)
-            kept = torch.cat([self._columns_before(old), new], 1)
+    def _shorts_after(self, cut: Cut, uneven: bool) -> tuple[Short, ...]:
+        """Cache contents once this pass is written: layers from the cut on receive its rows only."""
+        after = [s for s in self.shorts if s.first_layer < cut.layer]
+        new = torch.where(cut.rows >= 0, cut.rows + self.past, -1)
+        for start in sorted({cut.layer, *(s.first_layer for s in self._before if s.first_layer > cut.layer)}):
+            old = _at(self._before, start, "first_layer")
+            kept = torch.cat([self._columns_before(old, len(new), new.device), new], 1)
             shift = self.past + self.length - kept.shape[1]
             after.append(Short(start, kept, shift, uneven or (old is not None and old.padded)))
         return tuple(after)
 
-    def _columns_before(self, old: Short | None) -> Tensor:
+    def _columns_before(self, old: Short | None, batch: int, device: torch.device) -> Tensor:
         """Full positions of what a layer held before this pass, (B, M)."""
         if old is not None:
             return old.columns(self.past - old.shift)
-        return torch.arange(self.past, device=self.rows.device).expand(self.rows.shape[0], -1)
+        return torch.arange(self.past, device=device).expand(batch, -1)
 
     def shorten(self, layer: int, kwargs: dict[str, Any], flash: bool) -> dict[str, Any]:
         """The layer's keyword arguments, cut to what the layer sees and holds."""
-        short = self.short(layer)
-        if short is None and self.rows is None:
+        short, cut = self.short(layer), self.cut(layer)
+        if short is None and cut is None:
             return kwargs
         kwargs = dict(kwargs)
-        if "attention_mask" in kwargs and short is not None:
-            mask = kwargs["attention_mask"]
-            # Every layer gets the same mask object (one per kind of attention), so it is cut once per pass.
-            key = ("mask", short.first_layer, id(mask))
-            if key not in self._memo:
-                self._memo[key] = (mask, self._short_mask(layer, short, mask, kwargs.get("past_key_values"), flash))
-            kwargs["attention_mask"] = self._memo[key][1]
-        if self.rows is not None:
-            for name, cut in (("position_embeddings", self._short_rotary), ("position_ids", self._short_positions)):
+        if short is not None and "attention_mask" in kwargs:
+            cache = kwargs.get("past_key_values")
+            kwargs["attention_mask"] = self._once(
+                ("mask", short.first_layer, None if cut is None else cut.layer),
+                kwargs["attention_mask"],
+                lambda mask: self._short_mask(layer, short, cut, mask, cache, flash),
+            )
+        if cut is not None:
+            for name in ("position_embeddings", "position_ids"):
                 if kwargs.get(name) is not None:
-                    value = kwargs[name]
-                    if (name, id(value)) not in self._memo:
-                        self._memo[name, id(value)] = (value, cut(value))
-                    kwargs[name] = self._memo[name, id(value)][1]
+                    kwargs[name] = self._once((name, cut.layer), kwargs[name], lambda value: _gather(value, cut.rows))
             if flash:  # gaps in the positions would look like packed sequences to the flash kernels
                 kwargs["position_ids"] = None
         return kwargs
 
-    def _short_rotary(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        """(cos, sin) of (B or 1, T, D) -> (B, S, D). Gathered, so kept tokens keep their (multimodal) positions."""
-        index = self.rows.clamp_min(0)[..., None]
-        batch = index.shape[0]
-        return tuple(t.expand(batch, -1, -1).gather(1, index.expand(-1, -1, t.shape[-1])) for t in pair)
+    def _once(self, key: tuple, value: Any, make: Callable[[Any], Any]) -> Any:
+        """``make(value)``, made once: all layers get the same objects from the model, one per kind of attention."""
+        key = (*key, id(value))
+        if key not in self._memo:
+            self._memo[key] = (value, make(value))  # holding the value keeps its id from being used again
+        return self._memo[key][1]
 
-    def _short_positions(self, positions: Tensor) -> Tensor:
-        """(B or 1, T) -> (B, S)."""
-        return positions.expand(self.rows.shape[0], -1).gather(1, self.rows.clamp_min(0))
-
-    def _short_mask(self, layer: int, short: Short, mask: Any, cache: Any, flash: bool) -> Any:
+    def _short_mask(self, layer: int, short: Short, cut: Cut | None, mask: Any, cache: Any, flash: bool) -> Any:
         """The mask that the model built, reduced to the rows and columns of a short layer.
 
         Selecting keeps whatever the mask says (padding, custom patterns, static caches); only where the model needed
         none and padding has appeared since, one is made.
         """
-        length = self._key_length(layer, short, cache)
+        if cache is None:
+            length = short.kept.shape[1]
+        else:
+            length = cache.get_mask_sizes(self.length if cut is None else cut.rows.shape[1], layer)[0]
         columns = short.columns(length)
         if mask is None:
-            return self._new_mask(columns, flash) if short.padded else None
+            return self._new_mask(columns, cut, flash) if short.padded else None
         if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
             raise ValueError(
                 f"cannot prune with an attention mask of type {type(mask).__name__}: load the model with "
@@ -159,25 +177,21 @@ class Plan:
         if mask.ndim == 2:
             return mask.gather(1, index).masked_fill(outside, 0)
         mask = mask.expand(batch, -1, -1, -1)
-        if self.rows is not None:
-            rows = self.rows.clamp_min(0)[:, None, :, None]
+        if cut is not None:
+            rows = cut.rows.clamp_min(0)[:, None, :, None]
             mask = mask.gather(2, rows.expand(-1, mask.shape[1], -1, mask.shape[-1]))
         mask = mask.gather(3, index[:, None, None].expand(-1, mask.shape[1], mask.shape[2], width))
         blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         return mask.masked_fill(outside[:, None, None], blocked)
 
-    def _key_length(self, layer: int, short: Short, cache: Any) -> int:
-        """Keys that the layer will attend to in this pass."""
-        if cache is None:
-            return short.kept.shape[1]
-        return cache.get_mask_sizes(self.length if self.rows is None else self.rows.shape[1], layer)[0]
-
-    def _new_mask(self, columns: Tensor, flash: bool) -> Tensor:
+    def _new_mask(self, columns: Tensor, cut: Cut | None, flash: bool) -> Tensor:
         """Causal mask over full positions: bool (B, 1, S, C), or (B, C) of what is real for flash attention."""
         real = columns >= 0
         if flash:
             return real
-        rows = torch.arange(self.length, device=columns.device)[None] if self.rows is None else self.rows
+        if self.length == 1:  # a decoded token sees all that is there (and its plan does not count the past)
+            return real[:, None, None, :]
+        rows = torch.arange(self.length, device=columns.device)[None] if cut is None else cut.rows
         causal = columns[:, None, :] <= (rows + self.past)[:, :, None]
         return (causal & real[:, None, :])[:, None]
 
@@ -185,15 +199,29 @@ class Plan:
         """(B, S, d) -> (B, T, d): a dropped token reads the nearest kept one before it, so that labels, logits of the
         last token and log-likelihoods keep their places."""
         batch, size, width = hidden.shape
-        place = torch.arange(size, device=hidden.device).expand(batch, -1).masked_fill(self.rows < 0, -1)
+        rows = self.cuts[-1].rows
+        place = torch.arange(size, device=hidden.device).expand(batch, -1).masked_fill(rows < 0, -1)
         source = hidden.new_full((batch, self.length + 1), -1, dtype=torch.int64)
         # Padding rows all write to the spare last entry, which is cut off.
-        source = source.scatter(1, self.rows.masked_fill(self.rows < 0, self.length), place)[:, : self.length]
+        source = source.scatter(1, rows.masked_fill(rows < 0, self.length), place)[:, : self.length]
         source = source.cummax(1).values.clamp_min(0)
         return hidden.gather(1, source[..., None].expand(-1, -1, width))
 
 
-def _at(shorts: tuple[Short, ...], layer: int) -> Short | None:
-    """The entry that covers a layer, of an ascending tuple."""
-    found = [short for short in shorts if short.first_layer <= layer]
+def _at(ascending: tuple, layer: int, name: str) -> Any:
+    """The last entry whose ``name`` is at most ``layer``, None if there is none."""
+    found = [entry for entry in ascending if getattr(entry, name) <= layer]
     return found[-1] if found else None
+
+
+def _gather(value: Any, rows: Tensor) -> Any:
+    """Rows of what has one entry per token: (cos, sin) of (B or 1, T, D), or positions (B or 1, T).
+
+    Gathered, never computed again: kept tokens keep their original, also multimodal, positions.
+    """
+    if isinstance(value, tuple):
+        return tuple(_gather(part, rows) for part in value)
+    index = rows.clamp_min(0)
+    if value.ndim == 3:
+        index = index[..., None].expand(-1, -1, value.shape[-1])
+    return value.expand(len(rows), *value.shape[1:]).gather(1, index)

@@ -169,57 +169,64 @@ class Pruning:
         return args, plan.shorten(index, kwargs, self._anatomy.flash)
 
     def _prune(self, plan: Plan, stage: Stage, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """Let the rule choose, group by group of samples with equal budgets, and gather what remains."""
+        """At a stage's layer: choose what stays, and hand on the shorter hidden states."""
         hidden = args[0] if args else kwargs["hidden_states"]
-        visual, keep = plan.in_rows(plan.spans.visual), plan.in_rows(plan.spans.real)
+        cut = next((cut for cut in plan.cuts if cut.layer == stage.layer), None)  # there when the layer runs again
+        if cut is None:
+            keep = self._choose(plan, stage, hidden)
+            real, seen = plan.spans.real_counts, plan.spans.visual_counts
+            cut = plan.drop(stage.layer, keep, [r - n + b.K for r, n, b in zip(real, seen, stage.budgets, strict=True)])
+            if kwargs.get("past_key_values") is not None:
+                setattr(kwargs["past_key_values"], STATE, plan.shorts)
+        hidden = _take(hidden, cut.order)
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    @torch.no_grad()
+    def _choose(self, plan: Plan, stage: Stage, hidden: Tensor) -> Tensor:
+        """bool (B, S): what stays. The rule is asked once per group of samples with equal budgets."""
+        visual, keep = plan.seen(plan.spans.visual, stage.layer), plan.seen(plan.spans.real, stage.layer).clone()
         for budget in dict.fromkeys(b for b in stage.budgets if not b.identity):
             members = [i for i, b in enumerate(stage.budgets) if b == budget]
             group = torch.tensor(members, device=hidden.device)
-            places = visual[group].logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, : budget.N]
-            view = SpanView(_take(hidden[group], places), *self._prompt(plan, members, hidden[group]), stage.metric)
-            with torch.no_grad(), self._recorder.timed(hidden.device, self.record) as clock:
+            places = _places(visual[group], budget.N)
+            prompt, prompt_mask = self._prompt(plan, stage.layer, members, hidden[group])
+            view = SpanView(_take(hidden[group], places), prompt, prompt_mask, stage.metric)
+            with self._recorder.timed(hidden.device, self.record) as clock:
                 selection = stage.rule.select(view, budget)
             chosen = torch.zeros_like(visual[group]).scatter(1, places.gather(1, selection.indices), True)
             keep[group] = keep[group] & (~visual[group] | chosen)
             if self.record:
                 self._recorder.note(members, view, selection, clock)
-        real, seen = plan.spans.real_counts, plan.spans.visual_counts
-        counts = [r - n + b.K for r, n, b in zip(real, seen, stage.budgets, strict=True)]
-        hidden = _take(hidden, plan.drop(stage.layer, keep, counts))
-        cache = kwargs.get("past_key_values")
-        if cache is not None:
-            setattr(cache, STATE, plan.shorts)
-        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+        return keep
 
     @staticmethod
-    def _prompt(plan: Plan, members: list[int], hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _prompt(plan: Plan, layer: int, members: list[int], hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         """Prompt tokens of some samples, (b, L, d), and their mask, None where none is padded."""
         counts = [plan.spans.prompt_counts[i] for i in members]
         longest = max(counts)
-        prompt = plan.in_rows(plan.spans.prompt)[members]
-        places = prompt.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, :longest]
+        prompt = plan.seen(plan.spans.prompt, layer)[members]
+        places = _places(prompt, longest)
         mask = None if min(counts) == longest else prompt.gather(1, places)
         return _take(hidden, places), mask
 
     def _end(self, base: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        """Bring what the base model returns back to the length of its input."""
         plan: Plan | None = kwargs.get(PLAN)
-        if plan is None or plan.rows is None or not self._active():
+        if plan is None or not plan.cuts or not self._active():
             return None
-        size = plan.rows.shape[1]
+        short = plan.cuts[-1].rows.shape
 
         def full(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                short = value.ndim == 3 and value.shape[:2] == (len(plan.rows), size)
-                return plan.expand(value) if short else value
-            return value
+            if isinstance(value, tuple):
+                return tuple(map(full, value))
+            return plan.expand(value) if isinstance(value, Tensor) and value.shape[:2] == short else value
 
+        if not hasattr(output, "get"):
+            return (full(output[0]), *output[1:])
         for name in ("last_hidden_state", "hidden_states"):
-            value = output.get(name) if hasattr(output, "get") else None
-            if isinstance(value, Tensor):
-                output[name] = full(value)
-            elif isinstance(value, tuple):
-                output[name] = tuple(map(full, value))
-        return output if hasattr(output, "get") else (full(output[0]), *output[1:])
+            if output.get(name) is not None:
+                output[name] = full(output[name])
+        return output
 
     def _warn_of_other_span(self, settings: MoBConfig, spans) -> None:
         """The release notes configure where the picture is; the input knows better. Said once."""
@@ -249,6 +256,11 @@ class _Enter:
 
     def __call__(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         return self.pruning._enter(self.index, args, kwargs)
+
+
+def _places(mask: Tensor, count: int) -> Tensor:
+    """Where the True entries of each row are, ascending: bool (B, T) with at most ``count`` -> int64 (B, count)."""
+    return mask.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, :count]
 
 
 def _take(rows: Tensor, index: Tensor) -> Tensor:

@@ -70,6 +70,7 @@ def hausdorff(a: np.ndarray, b: np.ndarray) -> float:
 class SlowLlava:
     """A LLaVA on Llama written out by hand, that recomputes the whole sequence and drops tokens at one layer.
 
+    Norms and rotary tables are the model's own, because they round to float32 inside and pruning does not touch them.
     ``budget(N) -> (K, K_p, k)`` or None for no pruning.
     """
 
@@ -107,7 +108,7 @@ class SlowLlava:
                 keep = [i for i in present if i not in self.dropped]
                 hidden, present = hidden[keep], keep
             hidden = self._layer(layer, hidden, present)
-        logits = self.model.lm_head(self._norm(hidden, self.decoder.norm))
+        logits = self.model.lm_head(self.decoder.norm(hidden))
         source = [max([j for j, p in enumerate(present) if p <= i], default=0) for i in range(len(ids))]
         return logits[source]
 
@@ -124,12 +125,9 @@ class SlowLlava:
         self.kept.append(kept)
         self.dropped |= {v for i, v in enumerate(visual) if i not in kept}
 
-    def _norm(self, x: Tensor, norm) -> Tensor:
-        return norm.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
-
     def _layer(self, layer, hidden: Tensor, positions: list[int]) -> Tensor:
-        hidden = hidden + self._attention(layer.self_attn, self._norm(hidden, layer.input_layernorm), positions)
-        x = self._norm(hidden, layer.post_attention_layernorm)
+        hidden = hidden + self._attention(layer.self_attn, layer.input_layernorm(hidden), positions)
+        x = layer.post_attention_layernorm(hidden)
         mlp = layer.mlp
         return hidden + mlp.down_proj(torch.nn.functional.silu(mlp.gate_proj(x)) * mlp.up_proj(x))
 
@@ -137,10 +135,9 @@ class SlowLlava:
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         width = self.config.hidden_size // heads
         at = torch.tensor(positions)
-        inverse = self.decoder.rotary_emb.inv_freq.to(x.dtype)
-        angle = at[:, None].to(x.dtype) * inverse
-        cos, sin = torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
-        q, k, v = (proj(x).reshape(len(at), -1, width) for proj in (attention.q_proj, attention.k_proj, attention.v_proj))
+        cos, sin = (part[0] for part in self.decoder.rotary_emb(x, at[None]))
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        q, k, v = (project(x).reshape(len(at), -1, width) for project in projections)
         out = []
         for head in range(heads):
             shared = head // (heads // kv_heads)

@@ -35,7 +35,9 @@ def llava_config(layers: int = 5, image_size: int = 32) -> LlavaConfig:
     return LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE)
 
 
-def llava(dtype: torch.dtype = torch.float64, attention: str = "sdpa", layers: int = 5) -> LlavaForConditionalGeneration:
+def llava(
+    dtype: torch.dtype = torch.float64, attention: str = "sdpa", layers: int = 5
+) -> LlavaForConditionalGeneration:
     """Random weights that do not depend on dtype or attention; large enough that attention really chooses."""
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(llava_config(layers)).eval()
@@ -43,6 +45,7 @@ def llava(dtype: torch.dtype = torch.float64, attention: str = "sdpa", layers: i
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(6.0)
+        model.lm_head.weight[IMAGE] = 0  # an untrained model would write placeholders
     model.set_attn_implementation(attention)
     model.generation_config.eos_token_id = None
     # The rotary buffers are made in float32; converting afterwards keeps their values.
