@@ -151,7 +151,7 @@ def _distance_to(units: Tensor, taken: Tensor, K: int) -> Tensor:
 
 
 def _row_reader(units: Tensor, steps: int):
-    """A function (B, 1) indices -> (B, N) cosines, from the Gram matrix or computed row by row, whichever is cheaper."""
+    """A function (B, 1) indices -> (B, N) cosines, from the Gram matrix or row by row, whichever is cheaper."""
     size, width = units.shape[1:]
     if units.device.type == "cpu" and steps * _GRAM_SHARE < size:
         return lambda index: cosines(units, units.gather(1, index[..., None].expand(-1, -1, width)))[..., 0]

@@ -1,4 +1,4 @@
-"""Pruning rules by name. A rule is a pure function from tensors to kept indices; adding one is a file and a line here."""
+"""Pruning rules by name. A rule is a pure function from tensors to indices; a new one is a file and a line here."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class SceneBatches(Dataset):
         return questions
 
     def _pack(self, scene: Scene, questions: list[Question]) -> dict[str, torch.Tensor]:
-        """Token rows of length TEXT; ``segment`` is the question of a token (-1 padding), ``prompt`` its prompt part."""
+        """Token rows of length TEXT; ``segment``: the question of a token (-1 padding), ``prompt``: its prompt part."""
         ids = np.zeros(TEXT, dtype=np.int64)
         segment = np.full(TEXT, -1, dtype=np.int64)
         position = np.zeros(TEXT, dtype=np.int64)
@@ -118,8 +118,9 @@ class SceneBatches(Dataset):
             task[index] = TASKS.index(question.task) if question.task in TASKS else len(TASKS)
             refers[index] = np.isin(owners, question.refers)
             end += length
-        arrays = dict(ids=ids, segment=segment, position=position, prompt=prompt, target=target, task=task)
-        return {key: torch.from_numpy(value) for key, value in (arrays | {"refers": refers}).items()}
+        arrays = {"ids": ids, "segment": segment, "position": position, "prompt": prompt, "target": target}
+        arrays |= {"task": task, "refers": refers}
+        return {key: torch.from_numpy(value) for key, value in arrays.items()}
 
 
 def attention_mask(segment: torch.Tensor) -> torch.Tensor:

@@ -97,9 +97,7 @@ class Run:
             file.write(json.dumps({"seconds": round(time.time() - self.started, 1), **entry}) + "\n")
 
     def batches(self, data: SceneBatches, start: int):
-        loader = DataLoader(
-            data, batch_size=None, sampler=range(start, len(data)), num_workers=1, prefetch_factor=4
-        )
+        loader = DataLoader(data, batch_size=None, sampler=range(start, len(data)), num_workers=1, prefetch_factor=4)
         for batch in loader:
             yield {key: value.to(self.args.device) for key, value in batch.items()}
 
@@ -108,7 +106,7 @@ class Run:
         optimizer = optimizer_for(modules, lr)
         start = self.resume(name, optimizer)
         bar = tqdm(total=steps, initial=min(start, steps), desc=f"stage {name}", smoothing=0.05)
-        for step, batch in zip(range(start, steps), batches_for(start)):
+        for step, batch in zip(range(start, steps), batches_for(start), strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, lr, warmup=min(60, steps // 10 + 1))
             loss, numbers = loss_of(batch)
@@ -142,7 +140,7 @@ class Averages:
         line = {key: round(value / self.steps, 4) for key, value in self.parts.items()}
         if self.counts.sum():
             accuracy = 100 * self.counts[:, 0] / self.counts[:, 1].clamp_min(1)
-            line |= {task: round(float(a), 1) for task, a in zip((*TASKS, "unknown"), accuracy)}
+            line |= {task: round(float(a), 1) for task, a in zip((*TASKS, "unknown"), accuracy, strict=True)}
         if self.steps == 50:
             self.__init__()
         return line
@@ -154,8 +152,10 @@ def main() -> None:
     model = run.losses.model
     compiled = (lambda f: f) if args.no_compile else torch.compile
     align, answer = compiled(run.losses.align), compiled(run.losses.forward)
-    print(f"stage A: {args.align_steps} steps x {args.align_pictures} pictures, lr {args.align_lr}, patch-to-word alignment")
-    print(f"stage B: {args.steps} steps x {args.pictures} pictures x 9 questions, lr {args.lr}, answers + alignment + grounding")
+    print(f"stage A, patches to words: {args.align_steps} x {args.align_pictures} pictures, lr {args.align_lr}")
+    print(
+        f"stage B, answers, alignment, grounding: {args.steps} x {args.pictures} pictures x 9 questions, lr {args.lr}"
+    )
 
     def align_batches(start: int):
         return run.batches(SceneBatches(args.align_steps, args.align_pictures, 2 * args.seed, {}, ask=False), start)
@@ -164,7 +164,12 @@ def main() -> None:
         loss = align(batch)
         return loss, {"align": loss.detach()}
 
-    vision = [model.model.vision_tower, model.model.multi_modal_projector, model.get_input_embeddings(), run.losses.centre]
+    vision = [
+        model.model.vision_tower,
+        model.model.multi_modal_projector,
+        model.get_input_embeddings(),
+        run.losses.centre,
+    ]
     run.stage("align", args.align_steps, args.align_lr, vision, align_batches, align_loss, Averages())
 
     def answer_batches(start: int):

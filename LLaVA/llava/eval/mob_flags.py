@@ -1,0 +1,75 @@
+"""The ``--mob-*`` flags that every command shares, and what they mean together with config.json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from mob import MoBConfig
+
+# What "on" means when nothing else says how much to keep: a third of the visual tokens.
+DEFAULT = {"K": 1 / 3}
+_KEYS = {
+    "mob_K": "K",
+    "mob_Kp_ratio": "Kp_ratio",
+    "mob_k_ratio": "k_ratio",
+    "mob_layer": "l_idx",
+    "mob_method": "method",
+    "mob_schedule": "schedule",
+}
+
+
+def add_mob_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("pruning (MoB)")
+    group.add_argument("--mob-K", type=count_or_share, help="visual tokens to keep: a number, or a share such as 0.25")
+    group.add_argument("--mob-Kp-ratio", type=float, help="share of them that are prompt centres")
+    group.add_argument("--mob-k-ratio", type=float, help="covering fold, as a share of the prompt centres")
+    group.add_argument("--mob-layer", type=int, help="decoder layer at whose entry the others leave (2)")
+    group.add_argument("--mob-method", help="rule: mob, visual, prompt, random (mob)")
+    group.add_argument("--mob-schedule", help="paper's schedule for what is not given: default, strong, weak")
+    group.add_argument("--mob-config", type=Path, help="JSON file with a MoB_config; other flags win over it")
+    group.add_argument("--mob-off", action="store_true", help="do not prune, whatever the checkpoint says")
+
+
+def count_or_share(text: str) -> int | float:
+    """ "64" -> 64, "0.25" -> 0.25."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def resolve(args: Any, saved: dict[str, Any] | None, default_on: bool) -> dict[str, Any]:
+    """The ``MoB_config`` to use: {} for off.
+
+    Off, if asked for; else config.json (``saved``), overlaid with --mob-config, overlaid with the flags; if none of
+    these says anything, the default where ``default_on``.
+
+    Raises:
+        ValueError: a wrong key or value, or an unreadable --mob-config.
+    """
+    if getattr(args, "mob_off", False):
+        return {}
+    values = dict(saved or {})
+    file = getattr(args, "mob_config", None)
+    if file is not None:
+        values |= _read(file)
+    flags = {key: getattr(args, name, None) for name, key in _KEYS.items()}
+    flags = {key: value for key, value in flags.items() if value is not None}
+    if (flags or default_on) and "K" not in flags and "K" not in values:
+        values |= DEFAULT
+    values |= flags
+    MoBConfig.from_dict(values)
+    return values
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f'--mob-config {file}: {error}; give a JSON file such as {{"K": 64}}') from None
+    if not isinstance(values, dict):
+        raise ValueError(f'--mob-config {file}: must hold one object such as {{"K": 64}}')
+    return values

@@ -1,0 +1,246 @@
+"""Accuracy of the embedded checkpoint under pruning: ``python -m llava.scenes.evaluate``.
+
+Asks ``--n`` held-out questions of each kind with every method and budget, and prints a table with counts and 95 %
+intervals (Wilson for a task, bootstrap over scenes for the macro average and for paired differences from MoB).
+An answer is right when greedy decoding would give exactly the expected words. ``drop-all`` removes every visual token
+at the layer: what is still right then needs no picture any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+from transformers import LlavaForConditionalGeneration
+
+from llava.provenance import provenance
+from llava.scenes.checkpoint import NUM_PATCHES, PATH, PROMPT, build_tokenizer
+from llava.scenes.generator import sample
+from llava.scenes.packing import IGNORE, pixels
+from llava.scenes.questions import ASK, TASKS, Question
+from mob import MoBConfig, Pruning
+from mob.budget import Budget
+from mob.methods import METHODS
+
+VANILLA, DROP_ALL = "vanilla", "drop-all"
+RESAMPLES = 2000
+_GIVE_UP = 50  # scenes to look at for each question wanted; every task finds one in a few
+
+
+@dataclass(frozen=True)
+class DropAll(MoBConfig):
+    """Keeps nothing at all, which no user may ask for: the floor of the table."""
+
+    def budget(self, N: int) -> Budget:
+        return Budget(N=N, K=0, K_p=0, k=1)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question with its scene's number."""
+
+    scene: int
+    question: Question
+
+
+def questions(n: int) -> list[Asked]:
+    """``n`` questions of each task about held-out scenes 0, 1, 2, ...: one of each task a scene."""
+    asked, counts, scene = [], dict.fromkeys(TASKS, 0), 0
+    while min(counts.values()) < n and scene < _GIVE_UP * n:
+        drawn = sample(scene)
+        for task in TASKS:
+            question = ASK[task](drawn, np.random.default_rng([scene, 3, TASKS.index(task)]))
+            if question is not None and counts[task] < n:
+                asked.append(Asked(scene, question))
+                counts[task] += 1
+        scene += 1
+    return asked
+
+
+def batches(asked: list[Asked], size: int) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Model inputs with labels on the answers, padded on the left, and the places of their questions."""
+    tokenizer = build_tokenizer()
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    for start in range(0, len(asked), size):
+        part = asked[start : start + size]
+        rows, labels = [], []
+        for one in part:
+            ids = tokenizer.encode(PROMPT.format(one.question.text))
+            at = ids.index(image)
+            ids[at : at + 1] = [image] * NUM_PATCHES
+            answer = tokenizer.encode(one.question.answer, add_special_tokens=False) + [tokenizer.eos_token_id]
+            rows.append(ids + answer)
+            labels.append([IGNORE] * len(ids) + answer)
+        width = max(map(len, rows))
+        inputs = {
+            "input_ids": torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows]),
+            "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+            "labels": torch.tensor([[IGNORE] * (width - len(row)) + row for row in labels]),
+            "pixel_values": torch.stack([pixels(sample(one.scene)) for one in part]),
+        }
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
+        yield list(range(start, start + len(part))), inputs
+
+
+def settings_for(method: str, K: int, layer: int, seed: int) -> MoBConfig | None:
+    """None for the unpruned model. ``random`` draws anew for every batch."""
+    if method == VANILLA:
+        return None
+    if method == DROP_ALL:
+        return DropAll(K=1, l_idx=layer, method="random")
+    return MoBConfig(K=K, l_idx=layer, method=method, options={"seed": seed} if method == "random" else {})
+
+
+@torch.inference_mode()
+def right(model, inputs: dict[str, torch.Tensor], settings: MoBConfig | None) -> list[bool]:
+    """Whether greedy decoding gives the labelled answer, for each row: every labelled token is the likeliest one."""
+    inputs = {key: value.to(model.device) for key, value in inputs.items()}
+    if settings is None:
+        logits = model(**inputs).logits
+    else:
+        with Pruning(model, settings):
+            logits = model(**inputs).logits
+    labels = inputs["labels"][:, 1:]
+    return ((logits[:, :-1].argmax(-1) == labels) | (labels == IGNORE)).all(1).tolist()
+
+
+class Scores:
+    """Right or wrong by scene and task, for each (method, K)."""
+
+    def __init__(self, asked: list[Asked]):
+        self.asked = asked
+        self.scenes = 1 + max(one.scene for one in asked)
+        self.tables: dict[tuple[str, int], np.ndarray] = {}
+        draws = np.random.default_rng(0).multinomial(self.scenes, np.full(self.scenes, 1 / self.scenes), RESAMPLES)
+        self.draws = draws.astype(np.float64)
+
+    def add(self, row: tuple[str, int], correct: list[bool]) -> None:
+        table = np.full((self.scenes, len(TASKS)), np.nan)
+        for one, value in zip(self.asked, correct, strict=True):
+            table[one.scene, TASKS.index(one.question.task)] = value
+        self.tables[row] = table
+
+    def task(self, row: tuple[str, int], task: str) -> tuple[int, int]:
+        """(right, asked)."""
+        column = self.tables[row][:, TASKS.index(task)]
+        return int(np.nansum(column)), int((~np.isnan(column)).sum())
+
+    def macro(self, row: tuple[str, int]) -> tuple[float, float, float]:
+        """Mean over tasks in percent, with a 95 % interval."""
+        return _with_interval(np.nanmean(self.tables[row], 0).mean(), self._resampled(row))
+
+    def difference(self, row: tuple[str, int], other: tuple[str, int]) -> tuple[float, float, float]:
+        """Macro of ``row`` minus that of ``other``, points, with a 95 % interval of the paired resamples."""
+        exact = np.nanmean(self.tables[row], 0).mean() - np.nanmean(self.tables[other], 0).mean()
+        return _with_interval(exact, self._resampled(row) - self._resampled(other))
+
+    def _resampled(self, row: tuple[str, int]) -> np.ndarray:
+        table = self.tables[row]
+        asked = self.draws @ ~np.isnan(table)
+        return (self.draws @ np.nan_to_num(table) / np.maximum(asked, 1)).mean(1)
+
+
+def _with_interval(value: float, resampled: np.ndarray) -> tuple[float, float, float]:
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return 100 * float(value), 100 * float(low), 100 * float(high)
+
+
+def wilson(right_: int, asked: int) -> tuple[float, float]:
+    """95 % interval of a proportion, in percent."""
+    if asked == 0:
+        return 0.0, 100.0
+    z, p = 1.959964, right_ / asked
+    centre, spread = p + z * z / (2 * asked), z * math.sqrt(p * (1 - p) / asked + z * z / (4 * asked * asked))
+    scale = 100 / (1 + z * z / asked)
+    return scale * (centre - spread), scale * (centre + spread)
+
+
+def run(model, methods: list[str], budgets: list[int], n: int, *, layer: int = 2, batch: int = 50) -> Scores:
+    """Ask everything; vanilla and drop-all once, every other method at each budget."""
+    rows = [(m, K) for m in methods if m not in (VANILLA, DROP_ALL) for K in budgets]
+    rows = [(VANILLA, NUM_PATCHES)] * (VANILLA in methods) + rows + [(DROP_ALL, 0)] * (DROP_ALL in methods)
+    asked = questions(n)
+    scores, correct = Scores(asked), {row: [] for row in rows}
+    with tqdm(total=len(rows) * len(asked), unit="question", file=sys.stderr, disable=None) as bar:
+        for number, (places, inputs) in enumerate(batches(asked, batch)):
+            for method, K in rows:
+                correct[method, K] += right(model, inputs, settings_for(method, K, layer, number))
+                bar.update(len(places))
+    for row, values in correct.items():
+        scores.add(row, values)
+    return scores
+
+
+def table(scores: Scores) -> Table:
+    out = Table(title="held-out scenes, percent right [95 % interval]")
+    for name in ("method", "K", "macro", *TASKS):
+        out.add_column(name, justify="left" if name == "method" else "right")
+    for row in scores.tables:
+        value, low, high = scores.macro(row)
+        cells = [row[0], str(row[1]), f"{value:.1f} [{low:.1f}, {high:.1f}]"]
+        for task in TASKS:
+            count, asked = scores.task(row, task)
+            low, high = wilson(count, asked)
+            cells.append(f"{100 * count / asked:.1f}\n[{low:.0f}, {high:.0f}]\n{count}/{asked}")
+        out.add_row(*cells)
+    return out
+
+
+def differences(scores: Scores) -> list[dict]:
+    """MoB minus every other rule at the same budget."""
+    out = []
+    for method, K in scores.tables:
+        if method != "mob" and ("mob", K) in scores.tables:
+            points, low, high = scores.difference(("mob", K), (method, K))
+            out.append({"K": K, "than": method, "points": points, "low": low, "high": high})
+    return out
+
+
+def to_json(scores: Scores, args: argparse.Namespace) -> dict:
+    rows = []
+    for row in scores.tables:
+        value, low, high = scores.macro(row)
+        tasks = {task: dict(zip(("right", "asked"), scores.task(row, task), strict=True)) for task in TASKS}
+        rows.append({"method": row[0], "K": row[1], "macro": value, "low": low, "high": high, "tasks": tasks})
+    setup = {"n": args.n, "layer": args.layer, "model": str(args.model_path), "resamples": RESAMPLES}
+    return {"rows": rows, "mob_minus": differences(scores), "setup": setup, **provenance(args.model_path)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    choices = [VANILLA, DROP_ALL, *sorted(METHODS)]
+    default = [VANILLA, "mob", "visual", "prompt", "random", DROP_ALL]
+    parser.add_argument("--methods", nargs="+", choices=choices, default=default, metavar="METHOD")
+    parser.add_argument("--K", nargs="+", type=int, default=[65, 44, 22], help="visual tokens to keep of 196")
+    parser.add_argument("--n", type=int, default=500, help="questions of each of the nine kinds")
+    parser.add_argument("--layer", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--model-path", type=Path, default=PATH)
+    parser.add_argument("--json", type=Path, help="write the results here, with versions and hardware")
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = LlavaForConditionalGeneration.from_pretrained(args.model_path, dtype=torch.float32).to(device).eval()
+    scores = run(model, args.methods, args.K, args.n, layer=args.layer, batch=args.batch)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(table(scores))
+    for entry in differences(scores):
+        console.print(
+            f"K={entry['K']}: mob - {entry['than']} = {entry['points']:+.1f} points "
+            f"[{entry['low']:+.1f}, {entry['high']:+.1f}]"
+        )
+    if args.json:
+        args.json.write_text(json.dumps(to_json(scores, args), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
