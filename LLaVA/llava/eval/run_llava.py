@@ -29,6 +29,7 @@ from mob.cost import cost
 from mob.picture import overlay
 
 EMBEDDED = Path(__file__).parent.parent / "scenes" / "checkpoint"
+_LENGTH = 512
 
 
 def image_parser(args: Any) -> list[str]:
@@ -78,7 +79,8 @@ class Asker:
         prompt = build_prompt(query, len(images), tokenizer, model.config, self.name, conv_mode)
         ids = encode(prompt, tokenizer).to(model.device)
         pixels = process_images(images, self.image_processor, model.config) if images else None
-        options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams}
+        length = args.max_new_tokens or model.generation_config.max_new_tokens or _LENGTH
+        options: dict[str, Any] = {"max_new_tokens": length, "num_beams": args.num_beams}
         options["do_sample"] = args.temperature > 0
         if args.temperature > 0:
             options |= {"temperature": args.temperature, "top_p": args.top_p}
@@ -141,7 +143,8 @@ def describe(asker: Asker, answer: Answer) -> str:
     """One line on what was kept and what that costs."""
     record = answer.record
     if record is None:
-        return f"MoB is off (--mob-K 64 would keep 64 visual tokens); {answer.tokens} new tokens in {answer.milliseconds:.0f} ms"
+        spent = f"{answer.tokens} new tokens in {answer.milliseconds:.0f} ms"
+        return f"MoB is off (--mob-K 64 would keep 64 visual tokens); {spent}"
     price = cost(asker.model.config, record.N, record.K, layer=record.layer, text=answer.prompt_tokens - record.N)
     return (
         f"kept {record.K} of {record.N} visual tokens ({sum(record.prompt_center)} prompt centres) from layer "
@@ -191,7 +194,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.2)
     parser.add_argument("--top_p", "--top-p", type=float)
     parser.add_argument("--num_beams", "--num-beams", type=int, default=1)
-    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=int, default=512)
+    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=int, help=f"default: the checkpoint's, or {_LENGTH}")
     parser.add_argument("--device", default="cuda", help="cuda, mps or cpu (default: the best there is)")
     parser.add_argument("--load-8bit", action="store_true")
     parser.add_argument("--load-4bit", action="store_true")

@@ -24,6 +24,7 @@ from llava.scenes.questions import TASKS
 
 ALIGN_WEIGHT, GROUND_WEIGHT, CLIP_NORM = 0.3, 0.15, 1.0
 BETAS, WEIGHT_DECAY = (0.9, 0.98), 0.02
+LATE = 0.35  # share of stage B after which counting questions come more often
 
 
 def parse() -> argparse.Namespace:
@@ -32,13 +33,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--align-steps", type=int, default=700, help="steps of stage A")
     parser.add_argument("--align-pictures", type=int, default=64, help="pictures a step in stage A")
     parser.add_argument("--align-lr", type=float, default=2e-3)
-    parser.add_argument("--steps", type=int, default=2100, help="steps of stage B")
+    parser.add_argument("--steps", type=int, default=2700, help="steps of stage B")
     parser.add_argument("--pictures", type=int, default=24, help="pictures a step in stage B, nine questions each")
     parser.add_argument("--lr", type=float, default=1.3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true", help="skip torch.compile (slower, no compiler needed)")
     parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--stop-after", type=int, help="leave after this many steps of either stage; continue later")
     return parser.parse_args()
 
 
@@ -58,10 +60,10 @@ def optimizer_for(modules: list[torch.nn.Module], lr: float) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=True)
 
 
-def task_shares(progress: float) -> dict[str, float]:
-    """Counting and most-common questions are learnt last: their share doubles in the second half."""
-    late = 2.0 if progress > 0.5 else 1.0
-    return {"exist": 1.6, "shape": 1.3, "count": late, "modeshape": late, "modecolour": late}
+def task_shares(late: bool) -> dict[str, float]:
+    """Relative frequencies; 1 for the others. Counting and most-common questions are learnt last."""
+    more = 2.0 if late else 1.0
+    return {"exist": 1.6, "shape": 1.3, "count": more, "modeshape": more, "modecolour": more}
 
 
 class Run:
@@ -70,15 +72,20 @@ class Run:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.losses = SceneLosses(build(args.seed)).to(args.device)
-        self.started = time.time()
+        self.started, self.done = time.time(), 0
         self.log = args.out / "log.jsonl"
         args.out.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def stopped(self) -> bool:
+        return self.args.stop_after is not None and self.done >= self.args.stop_after
 
     def save(self, stage: str, step: int, optimizer: torch.optim.Optimizer) -> None:
         state = {"stage": stage, "step": step, "losses": self.losses.state_dict(), "optimizer": optimizer.state_dict()}
         temporary = self.args.out / "state.tmp"
         torch.save(state, temporary)
         temporary.replace(self.args.out / "state.pt")
+        (self.args.out / "state.json").write_text(json.dumps({"stage": stage, "step": step}) + "\n")
 
     def resume(self, stage: str, optimizer: torch.optim.Optimizer) -> int:
         """First step still to do in ``stage``; restores weights and optimizer if the saved state is of this stage."""
@@ -107,6 +114,8 @@ class Run:
         start = self.resume(name, optimizer)
         bar = tqdm(total=steps, initial=min(start, steps), desc=f"stage {name}", smoothing=0.05)
         for step, batch in zip(range(start, steps), batches_for(start), strict=False):
+            if self.stopped:
+                break
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, lr, warmup=min(60, steps // 10 + 1))
             loss, numbers = loss_of(batch)
@@ -119,7 +128,8 @@ class Run:
             if (step + 1) % 50 == 0:
                 bar.set_postfix_str(f"loss {float(loss):.3f}")
                 self.write(stage=name, step=step + 1, loss=round(float(loss), 4), **line)
-            if (step + 1) % self.args.save_every == 0 or step + 1 == steps:
+            self.done += 1
+            if (step + 1) % self.args.save_every == 0 or step + 1 == steps or self.stopped:
                 self.save(name, step + 1, optimizer)
         bar.close()
 
@@ -173,9 +183,9 @@ def main() -> None:
     run.stage("align", args.align_steps, args.align_lr, vision, align_batches, align_loss, Averages())
 
     def answer_batches(start: int):
-        half = args.steps // 2
-        for first, last in ((0, half), (half, args.steps)):
-            shares = task_shares((first + 1) / args.steps)
+        turn = int(LATE * args.steps)
+        for first, last in ((0, turn), (turn, args.steps)):
+            shares = task_shares(late=first >= turn)
             if start < last:
                 yield from run.batches(SceneBatches(last, args.pictures, 2 * args.seed + 1, shares), max(start, first))
 
@@ -185,6 +195,9 @@ def main() -> None:
         return answers + ALIGN_WEIGHT * aligned + GROUND_WEIGHT * grounded, parts
 
     run.stage("answer", args.steps, args.lr, [run.losses], answer_batches, answer_loss, Averages())
+    if run.stopped:
+        print(f"stopped after {run.done} steps; the same command continues")
+        return
     save(model, args.out / "checkpoint")
     print(f"done in {time.time() - run.started:.0f} s: {args.out / 'checkpoint'}")
 

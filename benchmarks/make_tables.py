@@ -1,0 +1,88 @@
+"""Write the tables of README.md and of the model card from benchmarks/results: ``python benchmarks/make_tables.py``.
+
+Everything between ``<!-- table: NAME -->`` and ``<!-- end -->`` is replaced. ``--check`` only compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+FILES = (ROOT / "README.md", ROOT / "LLaVA/llava/scenes/checkpoint/README.md")
+_BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TASKS = ("exist", "colour", "shape", "ocr", "pattern", "bgcolour", "modeshape", "modecolour", "count")
+
+
+def scenes() -> dict:
+    return json.loads((RESULTS / "scenes.json").read_text())
+
+
+def by_budget() -> str:
+    """Macro accuracy: one row a rule, one column a budget."""
+    result = scenes()
+    cells = {(row["method"], row["K"]): f"{row['macro']:.1f}" for row in result["rows"]}
+    budgets = sorted({row["K"] for row in result["rows"] if row["method"] == "mob"}, reverse=True)
+    lines = [["rule", *(f"K = {K}" for K in budgets)]]
+    for method in ("mob", "visual", "prompt", "random"):
+        lines.append([f"`{method}`", *(cells[method, K] for K in budgets)])
+    n = result["setup"]["n"]
+    note = (
+        f"Percent right, mean of nine kinds of questions, {n} held-out questions of each. All 196 tokens: "
+        f"**{cells['vanilla', 196]}**; every visual token dropped at layer 2: {cells['drop-all', 0]}."
+    )
+    return f"{_markdown(lines)}\n{note}\n"
+
+
+def by_difference() -> str:
+    """MoB minus the other rules, with paired 95 % intervals."""
+    lines = [["K", "than", "points", "95 % interval"]]
+    for entry in sorted(scenes()["mob_minus"], key=lambda e: (-e["K"], e["than"])):
+        interval = f"{entry['low']:+.1f} to {entry['high']:+.1f}"
+        lines.append([str(entry["K"]), f"`{entry['than']}`", f"{entry['points']:+.1f}", interval])
+    return _markdown(lines)
+
+
+def by_task() -> str:
+    """Every row of the evaluation, percent right in each kind."""
+    lines = [["rule", "K", "macro [95 %]", *TASKS]]
+    for row in scenes()["rows"]:
+        macro = f"{row['macro']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+        tasks = [f"{100 * row['tasks'][t]['right'] / row['tasks'][t]['asked']:.1f}" for t in TASKS]
+        lines.append([f"`{row['method']}`", str(row["K"]), macro, *tasks])
+    return _markdown(lines)
+
+
+TABLES = {"scenes-budget": by_budget, "scenes-difference": by_difference, "scenes-task": by_task}
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    head, *rest = ("| " + " | ".join(cells) + " |" for cells in lines)
+    return "\n".join([head, "|" + "---|" * len(lines[0]), *rest]) + "\n"
+
+
+def render(text: str) -> str:
+    """The text with every block made anew."""
+    return _BLOCK.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="exit 1 where a table is not what the results say")
+    args = parser.parse_args()
+    stale = 0
+    for file in FILES:
+        old = file.read_text()
+        new = render(old)
+        stale += old != new
+        if not args.check:
+            file.write_text(new)
+    return 1 if args.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+# Makes .venv with everything that the quickstart and the tests need; sourced, not run. A second time it does nothing.
+#
+#   MOB_TORCH=cuda    take the CUDA build of torch instead of the CPU build
+#   MOB_PYTHON=...    the Python to use (default: python3), at least 3.10
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+mob_setup() {
+  local python=${MOB_PYTHON:-python3} wanted
+  # The marker holds what was installed from: a changed dependency sets up again.
+  wanted=$(cat pyproject.toml LLaVA/pyproject.toml scripts/constraints.txt scripts/setup.sh | cksum)
+  [ -f .venv/.ready ] && [ "$(cat .venv/.ready)" = "$wanted" ] && return 0
+
+  if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+    echo "error: $python is missing or older than Python 3.10; set MOB_PYTHON to a newer one" >&2
+    return 1
+  fi
+  echo "setting up .venv (once; a few minutes) ..." >&2
+  if [ ! -x .venv/bin/python ]; then
+    "$python" -m venv .venv || { echo "error: cannot make .venv; on Debian: apt-get install python3-venv" >&2; return 1; }
+  fi
+  mob_torch || { echo "error: could not install torch" >&2; return 1; }
+  .venv/bin/python -m pip install -q -c scripts/constraints.txt -e '.[dev]' -e './LLaVA[dev]' || return 1
+  echo "$wanted" >.venv/.ready
+}
+
+# torch alone, first, so that nothing else drags in another build.
+mob_torch() {
+  local pip=".venv/bin/python -m pip install -q --disable-pip-version-check" torch
+  torch=$(grep '^torch==' scripts/constraints.txt)
+  .venv/bin/python -c "import torch" 2>/dev/null && return 0
+  if [ "${MOB_TORCH:-cpu}" = cuda ]; then
+    $pip "$torch"
+    return
+  fi
+  # From your own pip configuration, from PyTorch's index of CPU builds, or whatever this platform has.
+  $pip "$torch+cpu" 2>/dev/null ||
+    $pip "$torch+cpu" --extra-index-url https://download.pytorch.org/whl/cpu 2>/dev/null ||
+    $pip "$torch"
+}
+
+mob_setup || exit 1

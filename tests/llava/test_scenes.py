@@ -1,0 +1,208 @@
+"""The generator, its questions, the packing that training uses, and the training command itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from llava.scenes.checkpoint import NUM_PATCHES, PROMPT, build, build_processor, build_tokenizer, save
+from llava.scenes.generator import BACKGROUND, GRID, PATCH, SIGN, SIZE, sample
+from llava.scenes.losses import SceneLosses
+from llava.scenes.packing import IGNORE, PREFIX, SceneBatches, attention_mask, patch_labels, pixels
+from llava.scenes.questions import ASK, TASKS, WORDINGS, unknown, words
+
+SCENES = [sample(seed) for seed in range(300)]
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_a_seed_is_a_picture():
+    assert sample(7) == sample(7) and sample(7) != sample(8)
+    assert np.array_equal(np.asarray(sample(7).draw()), np.asarray(sample(7).draw()))
+    assert sample(7).draw().size == (SIZE, SIZE)
+
+
+def test_things_do_not_overlap_and_lie_inside():
+    for scene in SCENES:
+        boxes = [(t.x, t.y, t.radius, t.radius) for t in scene.things]
+        boxes += [(*scene.sign, 14.5, 10.5)] if scene.sign else []
+        for i, (x, y, w, h) in enumerate(boxes):
+            assert w <= x <= SIZE - w and h <= y <= SIZE - h
+            for a, b, v, u in boxes[:i]:
+                assert abs(x - a) > w + v or abs(y - b) > h + u
+
+
+def test_patch_owners_point_at_the_right_place():
+    """The patch under an object's centre is the object's, the one under the sign's centre the sign's."""
+    for scene in SCENES:
+        owners = scene.patch_owners().reshape(GRID, GRID)
+        for index, thing in enumerate(scene.things):
+            assert owners[int(thing.y // PATCH), int(thing.x // PATCH)] == index
+            assert 1 <= (owners == index).sum() <= 16
+        if scene.sign:
+            assert owners[int(scene.sign[1] // PATCH), int(scene.sign[0] // PATCH)] == SIGN
+        assert (owners == BACKGROUND).any()
+
+
+def test_digits_lie_on_the_sign_in_reading_order():
+    for scene in SCENES:
+        digits, owners = scene.patch_digits().reshape(GRID, GRID), scene.patch_owners().reshape(GRID, GRID)
+        if scene.number is None:
+            assert (digits < 0).all()
+            continue
+        rows, columns = (digits >= 0).nonzero()
+        assert (owners[rows, columns] == SIGN).all()
+        shown = [str(digits[row, column]) for row in sorted(set(rows)) for column in sorted(set(columns))]
+        for line in np.split(np.array(shown), len(set(rows))):
+            order = [d for i, d in enumerate(line) if i == 0 or d != line[i - 1]]
+            assert "".join(order) in (scene.number, scene.number[0] if len(set(scene.number)) == 1 else scene.number)
+
+
+def test_answers_follow_from_the_scene():
+    """Every answer is worked out again, in another way, from the scene's list of objects."""
+    for scene in SCENES:
+        shapes, colours = Counter(t.shape for t in scene.things), Counter(t.colour for t in scene.things)
+        for task in TASKS:
+            question = ASK[task](scene, rng(scene.seed))
+            if question is None:
+                continue
+            text = question.text.split()
+            if task == "exist":
+                colour, shape = text[3], text[4]
+                there = any((t.colour, t.shape) == (colour, shape) for t in scene.things)
+                assert question.answer == ("yes" if there else "no") and bool(question.refers) == there
+            elif task == "colour":
+                (thing,) = [t for t in scene.things if t.shape in text]
+                assert question.answer == thing.colour
+            elif task == "shape":
+                (thing,) = [t for t in scene.things if t.colour in text]
+                assert question.answer == thing.shape
+            elif task in ("modeshape", "modecolour"):
+                counts = shapes if task == "modeshape" else colours
+                assert [w for w, c in counts.items() if c == max(counts.values())] == [question.answer]
+            else:
+                facts = {"ocr": scene.number, "pattern": scene.pattern, "bgcolour": scene.background}
+                assert question.answer == facts.get(task, str(len(scene.things)))
+
+
+def test_exist_is_balanced_and_its_negatives_are_hard():
+    asked = [ASK["exist"](scene, rng(scene.seed)) for scene in SCENES]
+    assert 0.4 < sum(q.answer == "yes" for q in asked) / len(asked) < 0.6
+    near = 0
+    negatives = [(s, q) for s, q in zip(SCENES, asked, strict=True) if q.answer == "no"]
+    for scene, question in negatives:
+        _, _, _, colour, shape, _ = question.text.split()
+        near += any(t.colour == colour or t.shape == shape for t in scene.things)
+    assert near / len(negatives) > 0.8
+
+
+def test_tokenizer_knows_every_word_and_survives_the_others():
+    tokenizer = build_tokenizer()
+    known = " ".join(words())
+    assert tokenizer.unk_token_id not in tokenizer(known)["input_ids"]
+    for wordings in WORDINGS.values():
+        for wording in wordings:
+            assert tokenizer.unk_token_id not in tokenizer(wording.format("red star"))["input_ids"]
+    ids = tokenizer("Is there a ZEBRA? 🦓", add_special_tokens=False)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["is", "there", "a", "<unk>", "?", "<unk>"]
+    assert tokenizer.decode(tokenizer("47 red, 3?", add_special_tokens=False)["input_ids"]) == "47 red, 3?"
+    assert unknown(SCENES[0], rng()).text.count("<unk>") == 1
+
+
+def test_pixels_are_what_the_processor_makes():
+    processor = build_processor()
+    for scene in SCENES[:5]:
+        theirs = processor(text=PROMPT.format("x"), images=scene.draw(), return_tensors="pt")["pixel_values"][0]
+        assert torch.allclose(pixels(scene), theirs, atol=1e-5)
+
+
+def test_packed_questions_equal_questions_one_by_one():
+    data = SceneBatches(1, 3, seed=1, shares={})
+    batch, losses = data[0], SceneLosses(build()).eval()
+    model, decoder = losses.model, losses.model.model.language_model
+    with torch.no_grad():
+        patches = losses.patches(batch["pixels"])
+        prefix = decoder.embed_tokens(losses.prefix).expand(3, -1, -1)
+        hidden = torch.cat([prefix, patches, decoder.embed_tokens(batch["ids"])], 1)
+        positions = torch.cat([torch.arange(PREFIX).expand(3, -1), batch["position"]], 1)
+        rotary, mask = decoder.rotary_emb(hidden, position_ids=positions), attention_mask(batch["segment"])
+        for layer in decoder.layers:
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
+        packed = model.lm_head(decoder.norm(hidden[:, PREFIX:]))
+        for row in range(3):
+            for question in range(int(batch["segment"][row].max()) + 1):
+                here = batch["segment"][row] == question
+                ids = torch.cat([losses.prefix, torch.full((NUM_PATCHES,), 4), batch["ids"][row][here]])[None]
+                alone = model(input_ids=ids, pixel_values=batch["pixels"][row : row + 1]).logits[0, PREFIX:]
+                assert torch.allclose(packed[row][here], alone, atol=1e-4)
+
+
+def test_targets_spell_the_answers():
+    data = SceneBatches(1, 4, seed=2, shares={})
+    batch = data[0]
+    for row in range(4):
+        for question in range(int(batch["segment"][row].max()) + 1):
+            here = batch["segment"][row] == question
+            target, ids, prompt = (batch[key][row][here].tolist() for key in ("target", "ids", "prompt"))
+            answer = [i for i, p in zip(ids, prompt, strict=True) if not p]
+            assert [t for t in target if t != IGNORE] == answer and answer[-1] == data.tokenizer.eos_token_id
+            assert data.tokenizer.decode(ids[: prompt.count(True)]).endswith("assistant:")
+
+
+def test_patch_labels_agree_with_the_scene():
+    for scene in SCENES[:50]:
+        labels, owners = patch_labels(scene), scene.patch_owners()
+        assert ((labels["shape"] != IGNORE) == ((owners >= 0) & (owners != SIGN))).all()
+        assert ((labels["pattern"] != IGNORE) == (owners == BACKGROUND)).all()
+        assert ((labels["kind"] == 2) == (owners == SIGN)).all()
+
+
+def test_a_saved_model_is_plain_transformers(tmp_path):
+    model = build(seed=3)
+    save(model, tmp_path)
+    again, info = LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert next(iter(again.state_dict().values())).dtype == torch.float32
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    inputs = processor(text=PROMPT.format("count the objects ."), images=SCENES[0].draw(), return_tensors="pt")
+    assert (inputs["input_ids"] == 4).sum() == NUM_PATCHES
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "count the objects ."}]}]
+    assert processor.apply_chat_template(chat, add_generation_prompt=True) == PROMPT.format("count the objects .")
+
+
+def train(folder, *more):
+    command = [sys.executable, "-m", "llava.scenes.train", "--out", str(folder), "--no-compile", "--device", "cpu"]
+    sizes = ["--align-pictures", "2", "--pictures", "2", "--save-every", "1"]
+    done = subprocess.run([*command, *sizes, *more], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_training_runs_and_continues_where_it_stopped(tmp_path):
+    """Three steps in one go equal one step, a stop, and the rest (the schedule is the same, so are the batches)."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    done = train(whole, "--align-steps", "2", "--steps", "3")
+    assert "stage A" in done.stdout and "stage B" in done.stdout
+    train(parts, "--align-steps", "2", "--steps", "3", "--stop-after", "1")
+    assert not (parts / "checkpoint").exists()
+    train(parts, "--align-steps", "2", "--steps", "3")
+    ours, theirs = (
+        LlavaForConditionalGeneration.from_pretrained(folder / "checkpoint").state_dict() for folder in (whole, parts)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert json.loads((parts / "state.json").read_text()) == {"stage": "answer", "step": 3}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_finds_questions(task):
+    found = [ASK[task](scene, rng(scene.seed)) for scene in SCENES]
+    assert sum(q is not None for q in found) > 150
