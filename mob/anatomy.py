@@ -32,13 +32,19 @@ class Anatomy:
         """Whether the decoder runs a flash-attention kernel (2D masks, positions that must have no gaps)."""
         return "flash" in (self.decoder.config._attn_implementation or "")
 
-    def check_attention(self, length: int) -> None:
-        """ValueError if a sliding window would cut into ``length`` tokens: short layers would see other tokens."""
+    def check_window(self, cache: Any, new: int) -> None:
+        """ValueError if a sliding window cuts into the tokens so far: it would cut elsewhere in short layers.
+
+        ``cache`` may be None; ``new`` tokens come on top of it.
+        """
         window = _window(self.decoder.config)
-        if window is not None and length > window:
+        if window is None:
+            return
+        length = new + (0 if cache is None else int(cache.get_seq_length()))
+        if length > window:
             raise ValueError(
-                f"the prompt has {length} tokens and this model attends to the last {window} only: pruning needs full "
-                "attention, shorten the prompt or use a model without sliding_window"
+                f"the sequence has {length} tokens and this model attends to the last {window} only: pruning needs "
+                "full attention, shorten the prompt or use a model without sliding_window"
             )
 
 

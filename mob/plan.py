@@ -90,7 +90,10 @@ class Plan:
     def seen(self, per_token: Tensor, layer: int) -> Tensor:
         """A (B, T) bool of the pass, in the tokens that arrive at the entry of ``layer``: (B, S)."""
         cut = self.cut(layer - 1)
-        return per_token if cut is None else per_token.gather(1, cut.rows.clamp_min(0)) & (cut.rows >= 0)
+        if cut is None:
+            return per_token
+        rows = cut.rows.to(per_token.device)
+        return per_token.gather(1, rows.clamp_min(0)) & (rows >= 0)
 
     def drop(self, layer: int, keep: Tensor, counts: list[int]) -> Cut:
         """From ``layer`` on only ``keep`` remains, bool (B, S); ``counts`` are its row sums, known on the host.
@@ -164,6 +167,8 @@ class Plan:
         else:
             length = cache.get_mask_sizes(self.length if cut is None else cut.rows.shape[1], layer)[0]
         columns = short.columns(length)
+        if isinstance(mask, Tensor):
+            columns = columns.to(mask.device)
         if mask is None:
             return self._new_mask(columns, cut, flash) if short.padded else None
         if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
@@ -178,7 +183,7 @@ class Plan:
             return mask.gather(1, index).masked_fill(outside, 0)
         mask = mask.expand(batch, -1, -1, -1)
         if cut is not None:
-            rows = cut.rows.clamp_min(0)[:, None, :, None]
+            rows = cut.rows.to(mask.device).clamp_min(0)[:, None, :, None]
             mask = mask.gather(2, rows.expand(-1, mask.shape[1], -1, mask.shape[-1]))
         mask = mask.gather(3, index[:, None, None].expand(-1, mask.shape[1], mask.shape[2], width))
         blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
@@ -199,7 +204,7 @@ class Plan:
         """(B, S, d) -> (B, T, d): a dropped token reads the nearest kept one before it, so that labels, logits of the
         last token and log-likelihoods keep their places."""
         batch, size, width = hidden.shape
-        rows = self.cuts[-1].rows
+        rows = self.cuts[-1].rows.to(hidden.device)
         place = torch.arange(size, device=hidden.device).expand(batch, -1).masked_fill(rows < 0, -1)
         source = hidden.new_full((batch, self.length + 1), -1, dtype=torch.int64)
         # Padding rows all write to the spare last entry, which is cut off.
@@ -221,7 +226,7 @@ def _gather(value: Any, rows: Tensor) -> Any:
     """
     if isinstance(value, tuple):
         return tuple(_gather(part, rows) for part in value)
-    index = rows.clamp_min(0)
+    index = rows.to(value.device).clamp_min(0)
     if value.ndim == 3:
         index = index[..., None].expand(-1, -1, value.shape[-1])
     return value.expand(len(rows), *value.shape[1:]).gather(1, index)

@@ -22,14 +22,17 @@ from mob.methods import Rule, SpanView, create
 from mob.plan import Plan
 from mob.record import RetainedPatches
 from mob.recorder import Recorder
-from mob.spans import find_real, find_spans, find_visual
+from mob.spans import Spans, find_real, find_spans, find_visual
 
 PLAN, ANSWER, STATE = "mob_plan", "mob_answer", "mob"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """At the entry of decoder layer ``layer`` this rule keeps ``budgets[i]`` of sample i's visual tokens."""
+    """At the entry of decoder layer ``layer`` this rule keeps ``budgets[i]`` of what sample i has left.
+
+    ``budgets[i].N`` is the number of visual tokens that arrive there: K of the stage before.
+    """
 
     layer: int
     rule: Rule
@@ -57,6 +60,7 @@ class Pruning:
 
     def __post_init__(self) -> None:
         self._anatomy = dissect(self.model)
+        self.model = self._anatomy.top
         self._check(self._settings())
 
     @property
@@ -136,7 +140,10 @@ class Pruning:
         cache = kwargs.get("past_key_values")
         if length == 1:  # decoding: a picture is never a single token, and generated placeholders are text
             shorts = getattr(cache, STATE, ())
-            return Plan(length, 0, shorts) if shorts else None
+            if not shorts:
+                return None
+            self._anatomy.check_window(cache, 1)
+            return Plan(length, 0, shorts)
         past = 0 if cache is None else int(cache.get_seq_length())
         if past == 0 and hasattr(cache, STATE):
             delattr(cache, STATE)  # the cache was reset
@@ -148,21 +155,25 @@ class Pruning:
         visual = find_visual(self.model.config, ids, embeddings, self._anatomy.embed)
         real = find_real(kwargs.get("attention_mask"), visual, past)
         spans = find_spans(visual, real, answer, first_pass=past == 0)
-        budgets = [settings.budget(n) for n in spans.visual_counts]
         self._warn_of_other_span(settings, spans)
-        rule = create(settings.method, settings.options)
-        stage = Stage(settings.l_idx, rule, budgets, settings.distance_metric)
+        stages = self._stages(settings, spans)
         if self.record and (past == 0 or any(spans.visual_counts)):
-            self._recorder.open(self.model.config, spans, stage)
-        if all(budget.identity for budget in budgets):
+            self._recorder.open(self.model.config, spans, stages[-1])
+        if all(budget.identity for stage in stages for budget in stage.budgets):
             return Plan(length, past, shorts) if shorts else None
-        self._anatomy.check_attention(past + length)
-        return Plan(length, past, shorts, spans, (stage,))
+        self._anatomy.check_window(cache, length)
+        return Plan(length, past, shorts, spans, stages)
+
+    def _stages(self, settings: MoBConfig, spans: Spans) -> tuple[Stage, ...]:
+        """What happens where in this pass, ascending by layer. MoB is one stage."""
+        rule = create(settings.method, settings.options)
+        budgets = [settings.budget(n) for n in spans.visual_counts]
+        return (Stage(settings.l_idx, rule, budgets, settings.distance_metric),)
 
     def _enter(self, index: int, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        plan: Plan | None = kwargs.pop(PLAN, None)
-        if plan is None:
+        if PLAN not in kwargs or not self._active():
             return None
+        plan: Plan = kwargs.pop(PLAN)
         for stage in plan.stages:
             if stage.layer == index:
                 args, kwargs = self._prune(plan, stage, args, kwargs)
@@ -184,13 +195,20 @@ class Pruning:
     @torch.no_grad()
     def _choose(self, plan: Plan, stage: Stage, hidden: Tensor) -> Tensor:
         """bool (B, S): what stays. The rule is asked once per group of samples with equal budgets."""
-        visual, keep = plan.seen(plan.spans.visual, stage.layer), plan.seen(plan.spans.real, stage.layer).clone()
+        # A dispatched model may hold this layer on another device than the input.
+        visual, real, prompts = (
+            plan.seen(mask, stage.layer).to(hidden.device)
+            for mask in (plan.spans.visual, plan.spans.real, plan.spans.prompt)
+        )
+        keep = real.clone()
         for budget in dict.fromkeys(b for b in stage.budgets if not b.identity):
             members = [i for i, b in enumerate(stage.budgets) if b == budget]
             group = torch.tensor(members, device=hidden.device)
             places = _places(visual[group], budget.N)
-            prompt, prompt_mask = self._prompt(plan, stage.layer, members, hidden[group])
-            view = SpanView(_take(hidden[group], places), prompt, prompt_mask, stage.metric)
+            lengths = [plan.spans.prompt_counts[i] for i in members]
+            questions = _places(prompts[group], max(lengths))
+            mask = None if min(lengths) == max(lengths) else prompts[group].gather(1, questions)
+            view = SpanView(_take(hidden[group], places), _take(hidden[group], questions), mask, stage.metric)
             with self._recorder.timed(hidden.device, self.record) as clock:
                 selection = stage.rule.select(view, budget)
             chosen = torch.zeros_like(visual[group]).scatter(1, places.gather(1, selection.indices), True)
@@ -198,16 +216,6 @@ class Pruning:
             if self.record:
                 self._recorder.note(members, view, selection, clock)
         return keep
-
-    @staticmethod
-    def _prompt(plan: Plan, layer: int, members: list[int], hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Prompt tokens of some samples, (b, L, d), and their mask, None where none is padded."""
-        counts = [plan.spans.prompt_counts[i] for i in members]
-        longest = max(counts)
-        prompt = plan.seen(plan.spans.prompt, layer)[members]
-        places = _places(prompt, longest)
-        mask = None if min(counts) == longest else prompt.gather(1, places)
-        return _take(hidden, places), mask
 
     def _end(self, base: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """Bring what the base model returns back to the length of its input."""
@@ -228,7 +236,7 @@ class Pruning:
                 output[name] = full(output[name])
         return output
 
-    def _warn_of_other_span(self, settings: MoBConfig, spans) -> None:
+    def _warn_of_other_span(self, settings: MoBConfig, spans: Spans) -> None:
         """The release notes configure where the picture is; the input knows better. Said once."""
         start, length = settings.image_token_start_index, settings.image_token_length
         if self._warned or (start is None and length is None) or not any(spans.visual_counts):

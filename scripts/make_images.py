@@ -8,10 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+from PIL import Image, ImageDraw, ImageFont
+
 from llava.eval.run_llava import Asker
 from llava.scenes.generator import GRID, sample
 from mob.picture import PROMPT_COLOUR, VISUAL_COLOUR, overlay
-from PIL import Image, ImageDraw, ImageFont
 
 IMAGES = Path(__file__).parent.parent / "images"
 SEED = 4242

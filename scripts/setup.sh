@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mob_setup() {
   local python=${MOB_PYTHON:-python3} wanted
   # The marker holds what was installed from: a changed dependency sets up again.
-  wanted=$(cat pyproject.toml LLaVA/pyproject.toml scripts/constraints.txt scripts/setup.sh | cksum)
+  wanted=$(cat pyproject.toml LLaVA/pyproject.toml LLaVA/setup.py scripts/constraints.txt scripts/setup.sh | cksum)
   [ -f .venv/.ready ] && [ "$(cat .venv/.ready)" = "$wanted" ] && return 0
 
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
@@ -20,7 +20,10 @@ mob_setup() {
     "$python" -m venv .venv || { echo "error: cannot make .venv; on Debian: apt-get install python3-venv" >&2; return 1; }
   fi
   mob_torch || { echo "error: could not install torch" >&2; return 1; }
-  .venv/bin/python -m pip install -q -c scripts/constraints.txt -e '.[dev]' -e './LLaVA[dev]' || return 1
+  # mob last: llava brings a copy of it along, which the editable one replaces.
+  for part in './LLaVA[dev]' '.[dev]'; do
+    .venv/bin/python -m pip install -q --disable-pip-version-check -c scripts/constraints.txt -e "$part" || return 1
+  done
   echo "$wanted" >.venv/.ready
 }
 

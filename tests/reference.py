@@ -71,11 +71,12 @@ class SlowLlava:
     """A LLaVA on Llama written out by hand, that recomputes the whole sequence and drops tokens at one layer.
 
     Norms and rotary tables are the model's own, because they round to float32 inside and pruning does not touch them.
-    ``budget(N) -> (K, K_p, k)`` or None for no pruning.
+    ``budget(N) -> (K, K_p, k)`` or None for no pruning; ``later`` holds more of them for other layers.
     """
 
-    def __init__(self, model, budget=None, layer: int = 2):
-        self.model, self.budget, self.layer = model, budget, layer
+    def __init__(self, model, budget=None, layer: int = 2, later=None):
+        self.model = model
+        self.budgets = ({} if budget is None else {layer: budget}) | (later or {})
         self.decoder = model.model.language_model
         self.config = self.decoder.config
         self.image_token = model.config.image_token_index
@@ -102,24 +103,26 @@ class SlowLlava:
         hidden = self.embed(ids, pixels)
         present = list(range(len(ids)))
         for index, layer in enumerate(self.decoder.layers):
-            if index == self.layer and self.budget is not None:
+            if index in self.budgets:
+                full = torch.zeros(len(ids), hidden.shape[1], dtype=hidden.dtype)
+                full[present] = hidden
                 for start, end in zip(starts, prompt_ends, strict=True):
-                    self._choose(ids, hidden, start, end)
+                    self._choose(ids, full, start, end, self.budgets[index])
                 keep = [i for i in present if i not in self.dropped]
-                hidden, present = hidden[keep], keep
+                hidden, present = full[keep], keep
             hidden = self._layer(layer, hidden, present)
         logits = self.model.lm_head(self.decoder.norm(hidden))
         source = [max([j for j, p in enumerate(present) if p <= i], default=0) for i in range(len(ids))]
         return logits[source]
 
-    def _choose(self, ids: list[int], hidden: Tensor, start: int, end: int) -> None:
-        visual = [i for i in range(start, end) if ids[i] == self.image_token]
+    def _choose(self, ids: list[int], hidden: Tensor, start: int, end: int, budget) -> None:
+        visual = [i for i in range(start, end) if ids[i] == self.image_token and i not in self.dropped]
         if not visual:
             self.kept.append([])
             return
         text = [i for i in range(start, end) if ids[i] != self.image_token]
         prompt = [i for i in text if i > visual[-1]] or [i for i in text if i > 0]
-        K, K_p, k = self.budget(len(visual))
+        K, K_p, k = budget(len(visual))
         rows = hidden.to(torch.float64).numpy()
         kept, _ = select(rows[visual], rows[prompt], K, K_p, k)
         self.kept.append(kept)

@@ -6,11 +6,13 @@ import inspect
 
 import pytest
 import torch
-from reference import SlowLlava
-from tiny import IMAGE, NONE, ONE, PATCHES, TWO, batch, llava, pictures, prompt
 from transformers import LlavaForConditionalGeneration
 
 import mob
+from mob.budget import Budget
+from mob.pruner import Stage
+from reference import SlowLlava
+from tiny import IMAGE, NONE, ONE, PATCHES, TWO, batch, llava, pictures, prompt
 
 K, K_P, FOLD = 6, 3, 2
 NEW = 5
@@ -129,7 +131,7 @@ def test_equal_lengths_that_become_unequal():
         assert (torch.stack(out.logits, 1)[row] - logits[0].float()).abs().max() < 1e-5
 
 
-# Before the encoder's outputs were expanded, generate repeated pictures in an order that fits one picture a sample only.
+# Before it expanded the encoder's outputs, generate repeated pictures in an order that fits one picture a sample only.
 EXPANDS = "mm_encoder_outputs" in inspect.signature(LlavaForConditionalGeneration.forward).parameters
 
 
@@ -209,6 +211,40 @@ def test_second_turn_of_a_batch_is_padded_in_the_middle():
         expected, logits = slow.generate(turns)
         assert [answers[row].tolist(), last[row].tolist()] == expected
         assert (torch.stack(out.logits, 1)[row] - logits[1].float()).abs().max() < 1e-5
+
+
+class TwoStages(mob.Pruning):
+    """A rule of two stages, as PyramidDrop is: K tokens from layer 2 on, fewer from layer 4 on."""
+
+    def _stages(self, settings, spans):
+        (first,) = super()._stages(settings, spans)
+        after = [Budget(N=b.K, K=min(b.K, 3), K_p=2, k=1) for b in first.budgets]
+        return first, Stage(4, first.rule, after)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_two_stages_and_two_turns(static):
+    model, pixels = llava(layers=6), pictures(2)
+    more = prompt(42, "image", 43, 44)
+    with TwoStages(model, mob.MoBConfig(K=K, K_p=K_P, k=FOLD)):
+        options = {"cache_implementation": "static", "disable_compile": True} if static else {}
+        first, _ = generate(model, {"input_ids": torch.tensor([ONE])}, pixels[:1], **options)
+        if static:
+            answers = [first.sequences[0, len(ONE) :].tolist()]
+        else:
+            lengths = [first.past_key_values.get_seq_length(i) for i in range(6)]
+            whole = len(ONE) + NEW - 1
+            assert lengths == [whole] * 2 + [whole - PATCHES + K] * 2 + [whole - PATCHES + 3] * 2
+            ids = torch.cat([first.sequences, torch.tensor([more])], 1)
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            second, last = generate(model, inputs, pixels[1:], past_key_values=first.past_key_values)
+            answers = [first.sequences[0, len(ONE) :].tolist(), last[0].tolist()]
+    slow = SlowLlava(model, lambda n: (K, K_P, FOLD), 2, later={4: lambda n: (3, 2, 1)})
+    turns = [(ONE, pixels[:1], NEW), (more, pixels[1:], NEW)][: len(answers)]
+    expected, logits = slow.generate(turns)
+    assert answers == expected
+    last = first if static else second
+    assert (torch.stack(last.logits, 1)[0] - logits[-1].float()).abs().max() < 1e-5
 
 
 def test_static_cache():

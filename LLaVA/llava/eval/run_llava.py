@@ -194,7 +194,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.2)
     parser.add_argument("--top_p", "--top-p", type=float)
     parser.add_argument("--num_beams", "--num-beams", type=int, default=1)
-    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=int, help=f"default: the checkpoint's, or {_LENGTH}")
+    parser.add_argument(
+        "--max_new_tokens", "--max-new-tokens", type=int, help=f"default: the checkpoint's, or {_LENGTH}"
+    )
     parser.add_argument("--device", default="cuda", help="cuda, mps or cpu (default: the best there is)")
     parser.add_argument("--load-8bit", action="store_true")
     parser.add_argument("--load-4bit", action="store_true")

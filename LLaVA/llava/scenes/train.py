@@ -24,7 +24,7 @@ from llava.scenes.questions import TASKS
 
 ALIGN_WEIGHT, GROUND_WEIGHT, CLIP_NORM = 0.3, 0.15, 1.0
 BETAS, WEIGHT_DECAY = (0.9, 0.98), 0.02
-LATE = 0.35  # share of stage B after which counting questions come more often
+LATE = 0.5  # share of stage B after which the mixture of questions changes
 
 
 def parse() -> argparse.Namespace:
@@ -61,9 +61,11 @@ def optimizer_for(modules: list[torch.nn.Module], lr: float) -> torch.optim.Adam
 
 
 def task_shares(late: bool) -> dict[str, float]:
-    """Relative frequencies; 1 for the others. Counting and most-common questions are learnt last."""
-    more = 2.0 if late else 1.0
-    return {"exist": 1.6, "shape": 1.3, "count": more, "modeshape": more, "modecolour": more}
+    """Relative frequencies, 1 for the others. Late, what is learnt by then gives way to reading and counting."""
+    if not late:
+        return {"exist": 1.6, "shape": 1.3}
+    slow = {"exist": 1.6, "ocr": 2.0, "modeshape": 2.0, "modecolour": 2.0, "count": 4.0}
+    return slow | {"colour": 0.5, "shape": 0.8, "pattern": 0.3, "bgcolour": 0.3}
 
 
 class Run:
