@@ -58,8 +58,12 @@ class Budget:
 
 def round_half_up(value: Fraction | float) -> int:
     """The nearest integer, halves upwards. A float is read as the decimal it prints as: 0.29 means 29/100."""
-    exact = value if isinstance(value, Fraction) else Fraction(repr(value))
-    return (exact + Fraction(1, 2)).__floor__()
+    return (_exact(value) + Fraction(1, 2)).__floor__()
+
+
+def _exact(value: Fraction | float) -> Fraction:
+    """The decimal that a float prints as; float() first, because numpy's floats print their type too."""
+    return value if isinstance(value, Fraction) else Fraction(repr(float(value)))
 
 
 def keep_count(N: int, K: int | float) -> int:
@@ -67,7 +71,7 @@ def keep_count(N: int, K: int | float) -> int:
     check_keep(K)
     if isinstance(K, int):
         return min(K, N)
-    return min(N, max(1, round_half_up(Fraction(repr(K)) * N)))
+    return min(N, max(1, round_half_up(_exact(K) * N)))
 
 
 def check_keep(K: int | float) -> None:
@@ -106,12 +110,15 @@ def budget(
     check_keep(K)
     if isinstance(K, int) and K_p is not None and K_p > K:
         raise ValueError(f"K_p={K_p} with K={K}: prompt centres are part of the budget, choose 0 <= K_p <= K")
+    for name, ratio in (("Kp_ratio", Kp_ratio), ("k_ratio", k_ratio)):
+        if ratio is not None and not 0 <= ratio <= 1:
+            raise ValueError(f"{name}={ratio}: give a number between 0 and 1")
     kept = keep_count(N, K)
     if K_p is None:
-        share = Fraction(repr(Kp_ratio)) if Kp_ratio is not None else prompt_share(N, kept, schedule)
+        share = _exact(Kp_ratio) if Kp_ratio is not None else prompt_share(N, kept, schedule)
         K_p = round_half_up(share * kept)
     if k is None:
-        fold = Fraction(repr(k_ratio)) if k_ratio is not None else SCHEDULES[schedule].fold
+        fold = _exact(k_ratio) if k_ratio is not None else SCHEDULES[schedule].fold
         k = max(1, round_half_up(fold * K_p))
     if K_p < 0 or k < 1:
         raise ValueError(f"K_p={K_p}, k={k}: choose K_p >= 0 and k >= 1")

@@ -63,10 +63,14 @@ class MoBConfig:
             raise ValueError(f"K_p={self.K_p} with K={self.K}: prompt centres are part of the budget, choose K_p <= K")
         _check_choice("distance_metric", self.distance_metric, METRICS)
         _check_choice("schedule", self.schedule, SCHEDULES)
+        if not isinstance(self.options, Mapping):
+            raise ValueError(f"options={self.options!r}: give a dict of the rule's own fields")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> MoBConfig:
         """Read a ``MoB_config`` dict; None and {} mean off. ValueError with a suggestion on an unknown key."""
+        if values is not None and not isinstance(values, Mapping):
+            raise ValueError(f"MoB_config={values!r}: give a dict, such as {{'K': 64}}, or None to switch pruning off")
         known = [f.name for f in dataclasses.fields(cls)]
         renamed: dict[str, Any] = {}
         for key, value in (values or {}).items():

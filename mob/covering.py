@@ -62,9 +62,9 @@ def select(
         visual, prompt = visual[None], prompt[None]
         visual_mask = None if visual_mask is None else visual_mask[None]
         prompt_mask = None if prompt_mask is None else prompt_mask[None]
-    if visual_mask is not None and visual.shape[1] > K and bool((visual_mask.sum(1) < K).any()):
-        raise ValueError(f"K={K} is more than the real visual tokens of a row: group rows by size, or lower K")
     K = min(K, visual.shape[1])
+    if visual_mask is not None and bool((visual_mask.sum(1) < K).any()):
+        raise ValueError(f"K={K} is more than the real visual tokens of a row: group rows by size, or lower K")
     units, prompt_units = unit_rows(visual), unit_rows(prompt)
     centres = prompt_centers(units, prompt_units, min(K_p, K), k, visual_mask, prompt_mask)
     taken = visual_centers(units, centres, K, visual_mask, at_least=_guaranteed(prompt, K_p, k, prompt_mask))

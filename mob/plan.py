@@ -65,6 +65,7 @@ class Plan:
         shorts: what the cache holds per layer range, ascending; updated when a stage selects.
         spans, stages: what to prune, and where; no stages in a pass that only continues.
         cuts: what has been dropped so far, ascending by layer.
+        owner: the pruning that began the pass; the hooks of every nested pruning leave the work to it.
     """
 
     length: int
@@ -73,6 +74,7 @@ class Plan:
     spans: Spans | None = None
     stages: tuple[Any, ...] = ()
     cuts: tuple[Cut, ...] = ()
+    owner: Any = None
     _before: tuple[Short, ...] = ()
     _memo: dict = field(default_factory=dict)
 
@@ -200,11 +202,14 @@ class Plan:
         causal = columns[:, None, :] <= (rows + self.past)[:, :, None]
         return (causal & real[:, None, :])[:, None]
 
-    def expand(self, hidden: Tensor) -> Tensor:
-        """(B, S, d) -> (B, T, d): a dropped token reads the nearest kept one before it, so that labels, logits of the
-        last token and log-likelihoods keep their places."""
+    def expand(self, hidden: Tensor, layer: int) -> Tensor:
+        """What ``layer`` gave, (B, S, d) -> (B, T, d): a dropped token reads the nearest kept one before it, so that
+        labels, logits of the last token and log-likelihoods keep their places."""
+        cut = self.cut(layer)
+        if cut is None:
+            return hidden
         batch, size, width = hidden.shape
-        rows = self.cuts[-1].rows.to(hidden.device)
+        rows = cut.rows.to(hidden.device)
         place = torch.arange(size, device=hidden.device).expand(batch, -1).masked_fill(rows < 0, -1)
         source = hidden.new_full((batch, self.length + 1), -1, dtype=torch.int64)
         # Padding rows all write to the spare last entry, which is cut off.

@@ -129,6 +129,7 @@ class Pruning:
         answer = kwargs.pop(ANSWER, None)
         plan = self._plan(args, kwargs, answer)
         if plan is not None:
+            plan.owner = self
             kwargs[PLAN] = plan
         return args, kwargs
 
@@ -139,30 +140,34 @@ class Pruning:
         length = (embeddings if ids is None else ids).shape[1]
         cache = kwargs.get("past_key_values")
         if length == 1:  # decoding: a picture is never a single token, and generated placeholders are text
-            shorts = getattr(cache, STATE, ())
-            if not shorts:
-                return None
-            self._anatomy.check_window(cache, 1)
-            return Plan(length, 0, shorts)
+            return self._go_on(cache, length, 0)
         past = 0 if cache is None else int(cache.get_seq_length())
         if past == 0 and hasattr(cache, STATE):
             delattr(cache, STATE)  # the cache was reset
-        shorts = getattr(cache, STATE, ())
         settings = self._settings()
         if not settings.enabled:
-            return Plan(length, past, shorts) if shorts else None
+            return self._go_on(cache, length, past)
         self._check(settings)
         visual = find_visual(self.model.config, ids, embeddings, self._anatomy.embed)
         real = find_real(kwargs.get("attention_mask"), visual, past)
         spans = find_spans(visual, real, answer, first_pass=past == 0)
-        self._warn_of_other_span(settings, spans)
+        if past == 0:
+            self._warn_of_other_span(settings, spans)
         stages = self._stages(settings, spans)
         if self.record and (past == 0 or any(spans.visual_counts)):
-            self._recorder.open(self.model.config, spans, stages[-1])
+            self._recorder.open(self.model.config, spans, stages)
         if all(budget.identity for stage in stages for budget in stage.budgets):
-            return Plan(length, past, shorts) if shorts else None
+            return self._go_on(cache, length, past)
         self._anatomy.check_window(cache, length)
-        return Plan(length, past, shorts, spans, stages)
+        return Plan(length, past, getattr(cache, STATE, ()), spans, stages)
+
+    def _go_on(self, cache: Any, length: int, past: int) -> Plan | None:
+        """The plan of a pass that drops nothing: needed where short layers are in the cache."""
+        shorts = getattr(cache, STATE, ())
+        if not shorts:
+            return None
+        self._anatomy.check_window(cache, length)
+        return Plan(length, past, shorts)
 
     def _stages(self, settings: MoBConfig, spans: Spans) -> tuple[Stage, ...]:
         """What happens where in this pass, ascending by layer. MoB is one stage."""
@@ -170,10 +175,7 @@ class Pruning:
         budgets = [settings.budget(n) for n in spans.visual_counts]
         return (Stage(settings.l_idx, rule, budgets, settings.distance_metric),)
 
-    def _enter(self, index: int, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if PLAN not in kwargs or not self._active():
-            return None
-        plan: Plan = kwargs.pop(PLAN)
+    def _enter(self, plan: Plan, index: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         for stage in plan.stages:
             if stage.layer == index:
                 args, kwargs = self._prune(plan, stage, args, kwargs)
@@ -220,20 +222,20 @@ class Pruning:
     def _end(self, base: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """Bring what the base model returns back to the length of its input."""
         plan: Plan | None = kwargs.get(PLAN)
-        if plan is None or not plan.cuts or not self._active():
+        if plan is None or not plan.cuts or plan.owner is not self:
             return None
-        short = plan.cuts[-1].rows.shape
+        last = len(self._anatomy.layers)
 
-        def full(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(map(full, value))
-            return plan.expand(value) if isinstance(value, Tensor) and value.shape[:2] == short else value
+        def full(states: tuple) -> tuple:  # entry i is what layer i - 1 gave, entry 0 the embeddings
+            return tuple(plan.expand(state, i - 1) for i, state in enumerate(states))
 
         if not hasattr(output, "get"):
-            return (full(output[0]), *output[1:])
-        for name in ("last_hidden_state", "hidden_states"):
-            if output.get(name) is not None:
-                output[name] = full(output[name])
+            # Nothing says which entry holds the hidden states; attentions have four dimensions.
+            rest = (full(v) if isinstance(v, tuple) and v and v[0].ndim == 3 else v for v in output[1:])
+            return (plan.expand(output[0], last), *rest)
+        output["last_hidden_state"] = plan.expand(output["last_hidden_state"], last)
+        if output.get("hidden_states") is not None:
+            output["hidden_states"] = full(output["hidden_states"])
         return output
 
     def _warn_of_other_span(self, settings: MoBConfig, spans: Spans) -> None:
@@ -263,7 +265,8 @@ class _Enter:
     index: int
 
     def __call__(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        return self.pruning._enter(self.index, args, kwargs)
+        plan: Plan | None = kwargs.pop(PLAN, None)
+        return None if plan is None else plan.owner._enter(plan, self.index, args, kwargs)
 
 
 def _places(mask: Tensor, count: int) -> Tensor:

@@ -54,11 +54,11 @@ class _Group:
 
 @dataclass
 class _Pass:
-    """One forward pass; the stage and spans say the rest."""
+    """One forward pass; the stages and spans say the rest."""
 
     config: Any
     visual: Tensor
-    stage: Any
+    stages: tuple
     groups: list[_Group] = field(default_factory=list)
 
 
@@ -76,10 +76,10 @@ class Recorder:
     def __reduce__(self) -> tuple:
         return Recorder, ()
 
-    def open(self, config: Any, spans: Spans, stage: Any) -> None:
+    def open(self, config: Any, spans: Spans, stages: tuple) -> None:
         """A pass begins."""
-        self._current.value = _Pass(config, spans.visual, stage)
-        self._passes.append(self._current.value)
+        self._current.value = _Pass(config, spans.visual, stages)
+        self._keep_if_whole()
 
     @contextmanager
     def timed(self, device: torch.device, active: bool) -> Iterator[Clock]:
@@ -94,6 +94,14 @@ class Recorder:
         """A rule has chosen for some samples of the current pass."""
         measured = radii(view.visual, view.prompt, view.prompt_mask, *selection)
         self._current.value.groups.append(_Group(members, selection, measured, clock))
+        self._keep_if_whole()
+
+    def _keep_if_whole(self) -> None:
+        """A pass counts once every stage has chosen: one that failed before, or still runs, has no records."""
+        one = self._current.value
+        choices = sum(not budget.identity for stage in one.stages for budget in stage.budgets)
+        if sum(len(group.members) for group in one.groups) == choices:
+            self._passes.append(one)
 
     def records(self) -> list[RetainedPatches]:
         while self._passes:
@@ -113,12 +121,15 @@ def _finish(one: _Pass) -> list[RetainedPatches]:
         measured = [part.tolist() for part in group.radii]
         milliseconds = group.clock.milliseconds()
         for at, sample in enumerate(group.members):
-            chosen[sample] = indices[at], centres[at], [number(part[at]) for part in measured], milliseconds
-    out = []
-    for sample, budget in enumerate(one.stage.budgets):
-        everything = list(range(budget.N)), [False] * budget.N, [None] * 3, None
-        indices, centres, (eta, eps_p, eps_v), milliseconds = chosen.get(sample, everything)
+            # A later stage chooses among what the stages before it have left.
+            left = chosen[sample][0] if sample in chosen else range(visual.shape[1])
+            kept = [left[i] for i in indices[at]]
+            chosen[sample] = kept, centres[at], [number(part[at]) for part in measured], milliseconds
+    out, last = [], one.stages[-1]
+    for sample, budget in enumerate(last.budgets):
         places = cells(one.config, visual[sample])
+        everything = list(range(len(places))), [False] * len(places), [None] * 3, None
+        indices, centres, (eta, eps_p, eps_v), milliseconds = chosen.get(sample, everything)
         kept = [places[i] for i in indices]
         out.append(
             RetainedPatches(
@@ -127,12 +138,12 @@ def _finish(one: _Pass) -> list[RetainedPatches]:
                 image=[cell.image for cell in kept],
                 row=[cell.row for cell in kept],
                 column=[cell.column for cell in kept],
-                N=budget.N,
+                N=len(places),
                 K=budget.K,
                 K_p=budget.K_p,
                 k=budget.k,
-                layer=one.stage.layer,
-                method=one.stage.rule.name,
+                layer=last.layer,
+                method=last.rule.name,
                 eta=eta,
                 eps_p=eps_p,
                 eps_v=eps_v,

@@ -99,11 +99,14 @@ def test_cells_are_cut_at_the_edge():
     picture = drawn(box=(0, -CELL / 2, SIDE, SIDE - CELL / 2))
     assert picture.getpixel((2 * CELL, CELL // 2)) == PROMPT_COLOUR
     assert is_dim(picture.getpixel((2 * CELL, CELL // 2 - 1)))
+    lower = drawn(box=(0, CELL / 2, SIDE, SIDE + CELL / 2))
+    assert lower.getpixel((CELL // 2, SIDE - 1)) == VISUAL_COLOUR
 
 
 def test_tokens_without_a_place_are_not_drawn():
     nowhere = dataclasses.replace(RECORD, row=[-1] * 3, column=[-1] * 3)
-    assert len(overlay(white(), nowhere, grid=GRID, legend=False).getcolors()) == 1
+    crop = (CELL, CELL, SIDE, SIDE)  # a cell -1 of this grid would lie inside the picture
+    assert len(overlay(white(), nowhere, grid=GRID, box=crop, legend=False).getcolors()) == 1
 
 
 def test_small_pictures_are_enlarged():

@@ -22,7 +22,9 @@ from transformers import (
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
 import mob
+from mob.budget import Budget
 from mob.methods import METHODS
+from mob.pruner import Stage
 from mob.record import RetainedPatches
 from tiny import IMAGE, NONE, ONE, PATCHES, TWO, batch, llava, llava_config, pictures, prompt
 
@@ -61,6 +63,12 @@ def traces(model):
 
 def kept(pruning):
     return [len(record.keep_indices) for record in pruning.records]
+
+
+def in_picture_order(record):
+    """Indices that the pictures, rows and columns of a record stand for."""
+    cells = zip(record.image, record.row, record.column, strict=True)
+    return [image * PATCHES + row * 4 + column for image, row, column in cells]
 
 
 # Switching on and off
@@ -207,6 +215,24 @@ def test_pruning_switched_off_inside_another(model):
         assert torch.equal(logits(model), plain)
 
 
+def test_a_pass_belongs_to_the_pruning_that_began_it(model):
+    """Another thread may open a block at any moment; a pass under way must end as it began."""
+    with mob.prune(model, K=6) as outer:
+        six = logits(model)
+        inner = mob.prune(model, K=4)
+
+        def intrude(*_):
+            inner.__enter__()
+
+        handle = model.model.language_model.layers[0].register_forward_hook(intrude)
+        during = logits(model)
+        handle.remove()
+        assert during.shape == six.shape and torch.equal(during, six)
+        inner.detach()
+        assert torch.equal(logits(model), six)
+    assert kept(outer) == [6, 6, 0] * 3 and kept(inner) == []
+
+
 # Records
 
 
@@ -220,9 +246,7 @@ def test_records_of_a_batch(model):
         assert (record.K_p, record.k, record.layer, record.method) == (2, 3, 3, "mob")
         assert sum(record.prompt_center) == 2 and record.milliseconds > 0
         assert all(0 < radius <= 2 for radius in (record.eta, record.eps_p, record.eps_v))
-        assert [r * 4 + c + 16 * i for i, r, c in zip(record.image, record.row, record.column, strict=True)] == (
-            record.keep_indices
-        )
+        assert in_picture_order(record) == record.keep_indices
     assert {json.loads(r.to_json())["N"] for r in pruning.records} == {0, 16, 32}
     assert [RetainedPatches.from_json(r.to_json()) for r in pruning.records] == pruning.records
 
@@ -243,6 +267,26 @@ def test_decoding_adds_no_records(model):
     with mob.prune(model, K=6) as pruning:
         model.generate(**inputs(), max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert kept(pruning) == [6, 6, 0]
+
+
+class Twice(mob.Pruning):
+    """A second stage at layer 4, that keeps three."""
+
+    def _stages(self, settings, spans):
+        (first,) = super()._stages(settings, spans)
+        return first, Stage(4, first.rule, [Budget(N=b.K, K=min(b.K, 3), K_p=2, k=1) for b in first.budgets])
+
+
+def test_records_of_two_stages_count_from_the_first(model):
+    """The second stage chooses among what the first has left; a record speaks of the picture."""
+    with mob.prune(model, K=6) as once:
+        logits(model)
+    with Twice(model, mob.MoBConfig(K=6), record=True) as twice:
+        logits(model)
+    assert [(r.N, r.K) for r in twice.records] == [(PATCHES, 3), (2 * PATCHES, 3), (0, 0)]
+    for few, more in zip(twice.records, once.records, strict=True):
+        assert set(few.keep_indices) <= set(more.keep_indices)
+        assert few.keep_indices == in_picture_order(few)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
