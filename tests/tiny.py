@@ -78,3 +78,35 @@ def pictures(count: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> t
     """Random pixel values (count, 3, 32, 32)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, 3, 32, 32, generator=generator, dtype=torch.float64).to(dtype)
+
+
+SAMPLES = (ONE, TWO, NONE)
+LONG_TEXT = prompt(1, *range(20, 20 + len(ONE) - 1))  # as many tokens as ONE
+
+
+def picture_count(samples):
+    return sum(sample.count(IMAGE) for sample in samples) // PATCHES
+
+
+def inputs(*samples, pixels=None):
+    """A batch and its pictures; by default as many random ones as the samples need."""
+    samples = samples or SAMPLES
+    count = picture_count(samples)
+    if pixels is None and count:
+        pixels = pictures(count, torch.float32)
+    return {**batch(*samples), **({} if pixels is None else {"pixel_values": pixels})}
+
+
+@torch.no_grad()
+def logits(model, **given):
+    return model(**(given or inputs())).logits
+
+
+def kept(pruning):
+    return [len(record.keep_indices) for record in pruning.records]
+
+
+def traces(model):
+    """Everything on the model that pruning could leave behind. The first forward pass leaves a stock trace or two."""
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs")
+    return [(set(m.__dict__), *(len(getattr(m, name)) for name in hooks)) for m in model.modules()]
