@@ -14,7 +14,8 @@ from mob.spans import visual_token_ids
 class Anatomy:
     """``top`` takes labels, ``base`` takes input_ids and pictures, ``layers`` are the text decoder's.
 
-    ``first_layer``: the lowest layer at which tokens may leave (generation reads lengths from layer 0 of the cache).
+    ``first_layer``: the lowest layer at which tokens may leave. Generation reads lengths from layer 0 of the cache, and
+    Qwen3-VL adds features of the tower to its full sequence after the first layers (deepstack).
     """
 
     top: nn.Module
@@ -73,7 +74,8 @@ def dissect(model: nn.Module) -> Anatomy:
             "to other tokens. Only decoders with full attention can be pruned"
         )
     base = getattr(top, top.base_model_prefix, top) if top.base_model_prefix else top
-    return Anatomy(top, base, decoder, layers)
+    deepstack = getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ()
+    return Anatomy(top, base, decoder, layers, first_layer=max(1, len(deepstack)))
 
 
 def _window(config: Any) -> int | None:

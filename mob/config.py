@@ -65,6 +65,9 @@ class MoBConfig:
         _check_choice("schedule", self.schedule, SCHEDULES)
         if not isinstance(self.options, Mapping):
             raise ValueError(f"options={self.options!r}: give a dict of the rule's own fields")
+        sizes = {name: getattr(self, name) for name in ("K_p", "k", "Kp_ratio", "k_ratio", "alpha")}
+        if self.K is None and (given := [name for name, value in sizes.items() if value is not None]):
+            raise ValueError(f"{' and '.join(given)} without K: set K, the number (or share) of visual tokens to keep")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> MoBConfig:

@@ -4,8 +4,9 @@ Every function takes one sample, ``visual`` (N, d) and ``prompt`` (L, d), or a b
 optional bool mask (B, N) or (B, L) whose True entries are real tokens. Nothing here knows about models.
 
 Exactness. Rows are normalised and compared in float32 whatever their dtype, and cosines are rounded to a grid of
-2^-20 (about 1e-6, ten times the error of the product), so that equal tokens compare equal and ties go to the lowest
-index. A row that holds NaN or infinity, or only zeros, counts as the zero vector: like nothing, far from everything.
+2^-20 (about 1e-6, ten times the error of the product), so that equal tokens compare equal, but for a rare value at the
+edge of a step, and ties go to the lowest index. (A user's TF32 setting is left alone, and is far coarser than that.)
+A row that holds NaN or infinity, or only zeros, counts as the zero vector: like nothing, far from everything.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from mob.record import RetainedPatches
 PROMPT_COLOUR = (255, 140, 0)
 VISUAL_COLOUR = (0, 150, 255)
 _DIM = 0.38
-_SMALLEST = 448  # shorter side of the drawing in pixels, so that single patches can be seen
+_SMALLEST, _LARGEST = 448, 4096  # sides of the drawing in pixels: single patches can be seen, panoramas stay files
 
 Box = tuple[float, float, float, float]
 
@@ -37,7 +37,7 @@ def overlay(
     Returns:
         A new RGB picture, enlarged where the input is small.
     """
-    scale = max(1.0, _SMALLEST / min(image.size))
+    scale = min(max(1.0, _SMALLEST / min(image.size)), max(1.0, _LARGEST / max(image.size)))
     size = tuple(round(side * scale) for side in image.size)
     bright = image.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC)
     box = tuple(v * scale for v in (box or (0, 0, *image.size)))
@@ -74,7 +74,7 @@ def _with_legend(canvas: Image.Image, record: RetainedPatches) -> Image.Image:
     prompt = sum(record.prompt_center)
     texts = [(f"{prompt} prompt centres", PROMPT_COLOUR), (f"{record.K - prompt} visual centres", VISUAL_COLOUR)]
     texts.append((f"kept {record.K} of {record.N} at layer {record.layer}", (225, 225, 225)))
-    font = ImageFont.load_default(max(12, canvas.width // 36))
+    font = ImageFont.load_default(min(max(12, canvas.width // 36), 48))
     line = round(font.size * 1.7)
     out = Image.new("RGB", (canvas.width, canvas.height + line), (24, 24, 24))
     out.paste(canvas, (0, 0))

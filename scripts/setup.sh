@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mob_setup() {
   local python=${MOB_PYTHON:-python3} wanted
   # The marker holds what was installed from: a changed dependency sets up again.
-  wanted=$(cat pyproject.toml LLaVA/pyproject.toml LLaVA/setup.py scripts/constraints.txt scripts/setup.sh | cksum)
+  wanted="${MOB_TORCH:-cpu} $(cat {,LLaVA/}pyproject.toml LLaVA/setup.py scripts/{constraints.txt,setup.sh} | cksum)"
   [ -f .venv/.ready ] && [ "$(cat .venv/.ready)" = "$wanted" ] && return 0
 
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
@@ -16,7 +16,7 @@ mob_setup() {
     return 1
   fi
   echo "setting up .venv (once; a few minutes) ..." >&2
-  if [ ! -x .venv/bin/python ]; then
+  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     "$python" -m venv .venv || { echo "error: cannot make .venv; on Debian: apt-get install python3-venv" >&2; return 1; }
   fi
   mob_torch || { echo "error: could not install torch" >&2; return 1; }
@@ -31,7 +31,11 @@ mob_setup() {
 mob_torch() {
   local pip=".venv/bin/python -m pip install -q --disable-pip-version-check" torch
   torch=$(grep '^torch==' scripts/constraints.txt)
-  .venv/bin/python -c "import torch" 2>/dev/null && return 0
+  .venv/bin/python - "$torch" "${MOB_TORCH:-cpu}" 2>/dev/null <<'PYTHON' && return 0
+import sys, torch
+wanted, build = sys.argv[1].removeprefix("torch=="), sys.argv[2]
+sys.exit(torch.__version__.split("+")[0] != wanted or (build == "cuda") != (torch.version.cuda is not None))
+PYTHON
   if [ "${MOB_TORCH:-cpu}" = cuda ]; then
     $pip "$torch"
     return

@@ -23,6 +23,7 @@ from transformers import StoppingCriteria
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 
 MAX_IMAGE_PIXELS = 178_956_970  # where Pillow, too, calls a picture a decompression bomb
+MAX_ASPECT = 8  # longer pictures lose their ends before the short side is resized and the middle cropped
 MAX_DOWNLOAD_BYTES = 64 * 2**20
 DOWNLOAD_TIMEOUT = (5, 30)  # seconds to connect, seconds between two packets
 
@@ -243,7 +244,21 @@ def process_images(
     if aspect == "anyres" or aspect.startswith("anyres_max"):
         pinpoints = _pinpoints(model_cfg.image_grid_pinpoints)
         return _stack_if_equal([process_anyres_image(image, image_processor, pinpoints) for image in images])
-    return image_processor(images, return_tensors="pt")["pixel_values"]
+    middles = [_without_far_ends(image, image_processor) for image in images]
+    return image_processor(middles, return_tensors="pt")["pixel_values"]
+
+
+def _without_far_ends(image: Image.Image, image_processor: Any) -> Image.Image:
+    """The middle of a very long picture, which is all that a centre crop looks at.
+
+    The processor resizes first and crops then: a 20000 x 1 picture would take gigabytes on the way.
+    """
+    limit = MAX_ASPECT * min(image.size)
+    if not getattr(image_processor, "do_center_crop", False) or max(image.size) <= limit:
+        return image
+    width, height = (min(side, limit) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def seen_box(size: Size, image_processor: Any, model_cfg: Any) -> tuple[float, float, float, float]:
@@ -252,7 +267,7 @@ def seen_box(size: Size, image_processor: Any, model_cfg: Any) -> tuple[float, f
     if getattr(model_cfg, "image_aspect_ratio", None) == "pad" or getattr(image_processor, "do_pad", False):
         side = max(size)
     elif getattr(image_processor, "do_center_crop", False):
-        side = min(size)
+        side = min(size) * _tile_side(image_processor) / _view_side(image_processor)
     else:
         return (0.0, 0.0, float(width), float(height))
     left, top = (width - side) / 2, (height - side) / 2

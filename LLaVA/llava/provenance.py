@@ -18,7 +18,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "pill
 def provenance(model_path: str | Path | None = None) -> dict:
     """JSON-ready facts about this run; ``model_path``: a folder whose safetensors files are hashed."""
     return {
-        "command": " ".join(sys.orig_argv),
+        "command": _command(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
@@ -28,6 +28,13 @@ def provenance(model_path: str | Path | None = None) -> dict:
         "threads": torch.get_num_threads(),
         "weights_sha256": _hash(model_path) if model_path else None,
     }
+
+
+def _command() -> str:
+    """What was typed, without this machine's folders."""
+    first, *rest = sys.orig_argv
+    here = f"{Path.cwd()}/"
+    return " ".join([Path(first).name, *(word.removeprefix(here) for word in rest)])
 
 
 def _git(*words: str) -> str | None:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava import mm_utils
 from llava.mm_utils import (
@@ -20,6 +21,7 @@ from llava.mm_utils import (
     process_anyres_image,
     process_images,
     resize_and_pad_image,
+    seen_box,
     select_best_resolution,
     tokenizer_image_token,
 )
@@ -331,3 +333,29 @@ def test_stops_when_only_new_tokens_are_given(tokenizer: PreTrainedTokenizerFast
 def test_limits_are_the_documented_ones() -> None:
     assert mm_utils.MAX_IMAGE_PIXELS == 178_956_970
     assert mm_utils.MAX_DOWNLOAD_BYTES == 67_108_864
+
+
+@pytest.mark.parametrize("size, short, crop", [((640, 480), 28, 28), ((480, 640), 32, 28), ((100, 100), 40, 20)])
+def test_seen_box_is_where_the_centre_crop_looks(size, short, crop):
+    """White inside the box and black outside gives a picture that is all white, but for the resampling at its edge."""
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": short},
+        crop_size={"height": crop, "width": crop},
+        image_mean=[0.0] * 3,
+        image_std=[1.0] * 3,
+    )
+    box = seen_box(size, processor, SimpleNamespace())
+    picture = Image.new("RGB", size)
+    picture.paste((255, 255, 255), tuple(round(side) for side in box))
+    seen = process_images([picture], processor, SimpleNamespace())[0, 0]
+    assert seen[2:-2, 2:-2].min() > 0.99
+    outside = Image.new("RGB", size, "white")
+    outside.paste((0, 0, 0), tuple(round(side) for side in box))
+    assert process_images([outside], processor, SimpleNamespace())[0, 0, 2:-2, 2:-2].max() < 0.01
+
+
+def test_a_very_long_picture_gives_the_same_middle():
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    strip = Image.effect_noise((2000, 40), 90).convert("RGB")
+    whole = processor([strip], return_tensors="pt")["pixel_values"]
+    assert torch.allclose(process_images([strip], processor, SimpleNamespace()), whole, atol=0.02)

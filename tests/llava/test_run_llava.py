@@ -7,8 +7,10 @@ import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,7 +19,9 @@ from llava.eval.mob_flags import DEFAULT, count_or_share, resolve
 from llava.eval.prompts import build_prompt, place_images
 from llava.scenes.checkpoint import PATH
 from llava.scenes.generator import sample
+from llava.scenes.questions import ASK
 
+ROOT = Path(__file__).parents[2]
 QUESTION = "what number is on the sign?"
 
 
@@ -204,3 +208,54 @@ def test_conv_mode_overrides_the_chat_template():
     assert prompt.startswith("A chat between a curious human") and prompt.endswith("USER: <image>\nQ ASSISTANT:")
     prompt = build_prompt("Q", 1, tokenizer, SimpleNamespace(), "llava-v1.5-7b", "vicuna_v1")
     assert prompt.startswith("A chat between a curious user")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--num_beams", "0"], ["--max_new_tokens", "0"], ["--temperature", "-1"], ["--top_p", "2"], ["--image-file", ""]],
+)
+def test_values_out_of_range_exit_with_2(picture, flags):
+    command = [sys.executable, "-m", "llava.eval.run_llava", "--query", "x", "--image-file", picture, *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_damaged_weights_and_missing_devices_give_one_line(picture, tmp_path, capsys):
+    for file in PATH.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert ask(picture, "--model-path", str(tmp_path), "--device", "tpu") == 2
+    assert "device 'tpu' is not there" in capsys.readouterr().err
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert ask(picture, "--model-path", str(tmp_path)) == 2
+    assert "cannot be loaded" in capsys.readouterr().err
+    weights.unlink()
+    assert ask(picture, "--model-path", str(tmp_path)) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_panorama_is_answered_and_painted(tmp_path, capsys):
+    Image.new("RGB", (20_000, 2), "red").save(tmp_path / "wide.png")
+    assert ask(str(tmp_path / "wide.png"), "--overlay", str(tmp_path / "o.png")) == 0
+    assert max(Image.open(tmp_path / "o.png").size) <= 20_000
+    assert Image.open(tmp_path / "o.png").height < 200
+
+
+def test_only_the_word_mob_in_a_name_switches_pruning_on(picture, tmp_path, capsys):
+    for name, on in (("mobile-llava", False), ("llava-v1.5-mob", True)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in PATH.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        assert ask(picture, "--model-path", str(folder)) == 0
+        assert ("MoB is off" not in capsys.readouterr().err) == on
+
+
+def test_the_bundled_picture_has_answers():
+    """The quickstart's question, and those of the README's picture, make sense for the scene they are asked about."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import make_images
+
+    scene, rng = sample(make_images.SEED), np.random.default_rng(0)
+    assert ASK["ocr"](scene, rng) and ASK["modeshape"](scene, rng)
+    assert np.array_equal(np.asarray(Image.open(ROOT / "images" / "scene.png")), np.asarray(scene.draw()))

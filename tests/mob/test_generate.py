@@ -256,15 +256,6 @@ def test_static_cache():
     assert (torch.stack(out.logits, 1) - logits.float()).abs().max() < 1e-5
 
 
-def test_prompt_lookup_decoding():
-    model, pixels = llava(), pictures(1)
-    ids = {"input_ids": torch.tensor([ONE])}
-    with mob.prune(model, K=K, K_p=K_P, k=FOLD):
-        _, plain = generate(model, ids, pixels)
-        _, looked_up = generate(model, ids, pixels, prompt_lookup_num_tokens=2)
-    assert plain.tolist() == looked_up.tolist()
-
-
 def test_labels_and_loss():
     """Loss equals the reference's, and the tokens to be predicted do not guide the selection."""
     model, pixels = llava(), pictures(3)

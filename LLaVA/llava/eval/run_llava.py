@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from llava.eval.mob_flags import add_mob_flags, resolve
 from llava.eval.prompts import build_prompt, encode
 from llava.mm_utils import get_model_name_from_path, load_images, process_images, seen_box
 from llava.model.builder import best_device, load_pretrained_model
-from mob import RetainedPatches
+from mob import MoBConfig, RetainedPatches
 from mob.cost import cost
 from mob.picture import overlay
 
@@ -33,10 +35,17 @@ _LENGTH = 512
 
 
 def image_parser(args: Any) -> list[str]:
-    """``--image-file`` holds one source, or several with ``--sep`` between. A data: URL is always one."""
-    if args.image_file.startswith("data:"):
+    """``--image-file`` holds one source, or several with ``--sep`` between. A data: URL is always one.
+
+    Raises:
+        ValueError: it holds none, as an unset variable in a script would.
+    """
+    if args.image_file[:5].lower() == "data:":
         return [args.image_file]
-    return [part for part in args.image_file.split(args.sep) if part]
+    sources = [part for part in args.image_file.split(args.sep) if part]
+    if not sources:
+        raise ValueError(f"--image-file {args.image_file!r} names no picture: give a path or a URL")
+    return sources
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class Asker:
             device=device,
             use_flash_attn=getattr(args, "use_flash_attn", False),
         )
-        default_on = path == str(EMBEDDED) or "mob" in self.name.lower()
+        default_on = path == str(EMBEDDED) or re.search(r"(^|[-_.])mob($|[-_.])", self.name.lower()) is not None
         self.mob = resolve(args, self.model.config.MoB_config, default_on)
         self.model.pruning.record = True
 
@@ -125,7 +134,7 @@ def eval_model(args: Any) -> Answer:
 
 def compare(asker: Asker, query: str, images: list[Image.Image]) -> Answer:
     """Answer without and with pruning, after a warm-up of each; prints both. Returns the pruned answer."""
-    if not asker.mob:
+    if not MoBConfig.from_dict(asker.mob).enabled:
         raise ValueError("--mob-compare needs something to compare: give --mob-K, or leave out --mob-off")
     rows = {}
     for name, mob in (("all tokens", {}), ("pruned", asker.mob)):
@@ -160,25 +169,47 @@ def save(asker: Asker, answer: Answer, images: list[Image.Image], args: Any) -> 
     if (picture or record) and answer.record is None:
         raise ValueError("--overlay and --save-record show what was kept, but nothing was dropped: give --mob-K")
     if record:
-        Path(record).write_text(
-            json.dumps({"query": args.query, "answer": answer.text} | answer.record.to_dict()) + "\n"
-        )
-        say(f"record: {record}")
+        values = {"query": args.query, "answer": answer.text} | answer.record.to_dict()
+        _write(record, "--save-record", lambda target: target.write_text(json.dumps(values) + "\n"))
     if picture:
         vision = asker.model.config.vision_config
         side = vision.image_size // vision.patch_size
         for number, image in enumerate(images):
             target = Path(picture) if number == 0 else Path(picture).with_stem(f"{Path(picture).stem}-{number}")
             drawn = overlay(image, answer.record, grid=(side, side), number=number, box=asker.seen(image))
-            try:
-                drawn.save(target)
-            except (OSError, ValueError) as error:
-                raise ValueError(f"cannot write --overlay {target}: {error}") from error
-            say(f"overlay: {target}")
+            _write(target, "--overlay", drawn.save)
+
+
+def _write(target: str | Path, flag: str, write: Callable[[Path], Any]) -> None:
+    try:
+        write(Path(target))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot write {flag} {target}: {error}") from error
+    say(f"{flag.lstrip('-')}: {target}")
 
 
 def say(text: str) -> None:
     print(text, file=sys.stderr)
+
+
+def _positive(text: str) -> int:
+    """An integer of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: must be at least 1")
+    return value
+
+
+def _number(low: float, high: float | None) -> Callable[[str], float]:
+    """A number within bounds, for argparse."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"{value}: must be {low} or more" + (f", {high} at most" if high else ""))
+        return value
+
+    return number
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -191,11 +222,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--query", required=True)
     parser.add_argument("--conv-mode", help="conversation template (default: the checkpoint's own)")
     parser.add_argument("--sep", default=",")
-    parser.add_argument("--temperature", type=float, default=0.2)
-    parser.add_argument("--top_p", "--top-p", type=float)
-    parser.add_argument("--num_beams", "--num-beams", type=int, default=1)
+    parser.add_argument("--temperature", type=_number(0, None), default=0.2, help="0: greedy")
+    parser.add_argument("--top_p", "--top-p", type=_number(0, 1))
+    parser.add_argument("--num_beams", "--num-beams", type=_positive, default=1)
     parser.add_argument(
-        "--max_new_tokens", "--max-new-tokens", type=int, help=f"default: the checkpoint's, or {_LENGTH}"
+        "--max_new_tokens", "--max-new-tokens", type=_positive, help=f"default: the checkpoint's, or {_LENGTH}"
     )
     parser.add_argument("--device", default="cuda", help="cuda, mps or cpu (default: the best there is)")
     parser.add_argument("--load-8bit", action="store_true")

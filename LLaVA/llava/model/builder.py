@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
@@ -56,19 +58,30 @@ def load_pretrained_model(
     options = _options(load_8bit, load_4bit, device_map, device, use_flash_attn, kwargs)
     path = local_folder(model_path)
     raw = read_config(path)
-    if is_original(raw):
-        tokenizer, model, image_processor = load_original(path, raw, **options)
-    else:
-        options.pop("vision_tower", None)
-        tokenizer, model, image_processor = _load_stock(path, raw, options)
+    try:
+        if is_original(raw):
+            tokenizer, model, image_processor = load_original(path, raw, **options)
+        else:
+            options.pop("vision_tower", None)
+            tokenizer, model, image_processor = _load_stock(path, raw, options)
+    except (OSError, SafetensorError, UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"the files in {path} cannot be loaded ({reason}): download them again") from error
     model.eval()
     context = getattr(model.config, "max_sequence_length", _CONTEXT)
     return tokenizer, model, image_processor, min(context, model.config.text_config.max_position_embeddings)
 
 
 def best_device(wanted: str = "cuda") -> str:
-    """The device asked for, or where CUDA is asked for and missing, mps or cpu."""
-    if not wanted.startswith("cuda") or torch.cuda.is_available():
+    """The device asked for, or where CUDA is asked for and missing, mps or cpu.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    kind = wanted.split(":")[0]
+    if kind not in ("cuda", "mps", "cpu") or (kind == "mps" and not torch.backends.mps.is_available()):
+        raise ValueError(f"device {wanted!r} is not there: use cuda, mps or cpu, or leave it out for the best there is")
+    if kind != "cuda" or torch.cuda.is_available():
         return wanted
     found = "mps" if torch.backends.mps.is_available() else "cpu"
     logger.info("no CUDA device: running on %s", found)

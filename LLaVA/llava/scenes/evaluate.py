@@ -212,7 +212,7 @@ def to_json(scores: Scores, args: argparse.Namespace) -> dict:
         value, low, high = scores.macro(row)
         tasks = {task: dict(zip(("right", "asked"), scores.task(row, task), strict=True)) for task in TASKS}
         rows.append({"method": row[0], "K": row[1], "macro": value, "low": low, "high": high, "tasks": tasks})
-    setup = {"n": args.n, "layer": args.layer, "model": str(args.model_path), "resamples": RESAMPLES}
+    setup = {"n": args.n, "layer": args.layer, "model": Path(args.model_path).name, "resamples": RESAMPLES}
     return {"rows": rows, "mob_minus": differences(scores), "setup": setup, **provenance(args.model_path)}
 
 
@@ -228,6 +228,10 @@ def main() -> None:
     parser.add_argument("--model-path", type=Path, default=PATH)
     parser.add_argument("--json", type=Path, help="write the results here, with versions and hardware")
     args = parser.parse_args()
+    if args.n < 1 or args.batch < 1 or not all(0 < K <= NUM_PATCHES for K in args.K):
+        parser.error(f"--n and --batch must be at least 1, --K between 1 and {NUM_PATCHES}")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = LlavaForConditionalGeneration.from_pretrained(args.model_path, dtype=torch.float32).to(device).eval()
     scores = run(model, args.methods, args.K, args.n, layer=args.layer, batch=args.batch)

@@ -13,7 +13,7 @@ from mob import MoBMixin
 
 
 class LlavaForConditionalGeneration(MoBMixin, transformers.LlavaForConditionalGeneration):
-    """Stock LLaVA that honours ``config.MoB_config``; ``generate`` and ``forward`` also take ``images=``.
+    """Stock LLaVA that honours ``config.MoB_config``; ``generate`` also takes ``images=`` (``forward`` does not).
 
     Called the original way, with ``images`` (and -200 or one ``<image>`` token for each of them in the ids),
     ``generate`` returns the new tokens only, as the original does. Called the transformers way, with
