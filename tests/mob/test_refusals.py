@@ -203,3 +203,17 @@ def test_hidden_states_before_the_cut_are_those_of_the_plain_model(model, text, 
     dropped = next(i for i in range(PATCHES) if i not in pruning.records[0].keep_indices)
     place = int(real[0].nonzero()[3 + dropped])
     assert torch.equal(pruned[3][0, place], pruned[3][0, place - 1])
+
+
+def test_layers_that_the_tower_adds_to_are_refused(model):
+    """Qwen3-VL adds features to its full sequence after the first layers; a shorter one would not fit."""
+    model.config.vision_config.deepstack_visual_indexes = [1, 2, 3]
+    with pytest.raises(ValueError, match="layers 3 to 4"):
+        mob.prune(model, K=6, layer=2)
+    mob.prune(model, K=6, layer=3)
+
+
+@pytest.mark.parametrize("forgotten", [{"K_p": 3}, {"k": 64}, {"Kp_ratio": 0.5, "k_ratio": 0.1}, {"alpha": 0.5}])
+def test_sizes_without_K_are_a_mistake(model, forgotten):
+    with pytest.raises(ValueError, match="set K"):
+        mob.prune(model, **forgotten)
