@@ -6,17 +6,21 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+import mob
 from llava.scenes.checkpoint import NUM_PATCHES, PROMPT, build, build_processor, build_tokenizer, save
 from llava.scenes.generator import BACKGROUND, GRID, PATCH, SIGN, SIZE, sample
 from llava.scenes.losses import SceneLosses
-from llava.scenes.packing import IGNORE, PREFIX, SceneBatches, attention_mask, patch_labels, pixels
-from llava.scenes.questions import ASK, TASKS, WORDINGS, unknown, words
+from llava.scenes.packing import IGNORE, PREFIX, SceneBatches, attention_mask, hide_things, patch_labels, pixels
+from llava.scenes.questions import ASK, TASKS, WORDINGS, unknown, without, words
+from mob.covering import Selection
+from mob.methods import METHODS, register
 
 SCENES = [sample(seed) for seed in range(300)]
 
@@ -166,6 +170,69 @@ def test_patch_labels_agree_with_the_scene():
         assert ((labels["kind"] == 2) == (owners == SIGN)).all()
 
 
+def test_what_is_hidden_is_gone_and_what_stays_shows():
+    for scene in SCENES[:100]:
+        gone, hidden = hide_things(scene, rng(scene.seed))
+        cover = scene.patch_cover()
+        staying = [share for owner, share in cover.items() if owner not in gone]
+        for owner, share in cover.items():
+            if owner in gone:
+                visible = (share > 0) & ~hidden
+                assert not visible.any() or any((other[visible] > 0).any() for other in staying)
+            else:
+                assert (~hidden & (share >= 0.2)).any()
+
+
+def test_questions_about_what_is_gone():
+    for scene in SCENES[:100]:
+        everything = set(range(len(scene.things))) | {SIGN}
+        for task in TASKS:
+            question = ASK[task](scene, rng(scene.seed))
+            if question is None:
+                continue
+            assert without(question, set()) is question
+            blind = without(question, everything)
+            if task in ("pattern", "bgcolour"):
+                assert blind == question
+            elif task in ("modeshape", "modecolour", "count"):
+                assert blind is None
+            elif question.refers:
+                assert blind.answer == ("no" if task == "exist" else "unknown") and not blind.refers
+
+
+def test_hidden_patches_are_out_of_sight_from_the_layer_on():
+    """The loss that training sees with hidden patches equals that of a model really pruned to the others."""
+    batch = SceneBatches(1, 1, seed=5, shares={}, hide=1.0)[0]
+    losses = SceneLosses(build()).eval()
+    shown = (~batch["hidden"][0]).nonzero()[:, 0]
+    assert 0 < len(shown) < NUM_PATCHES
+
+    @register("shown")
+    @dataclass(frozen=True)
+    class Shown:
+        def select(self, view, budget):
+            indices = shown.expand(len(view.visual), -1)
+            return Selection(indices, torch.zeros_like(indices, dtype=torch.bool))
+
+    try:
+        with torch.no_grad():
+            expected = losses(batch)[0]
+            total = weights = 0.0
+            with mob.prune(losses.model, K=len(shown), layer=2, method="shown"):
+                for question in range(int(batch["segment"][0].max()) + 1):
+                    here = batch["segment"][0] == question
+                    ids = torch.cat([losses.prefix, torch.full((NUM_PATCHES,), 4), batch["ids"][0][here]])[None]
+                    logits = losses.model(input_ids=ids, pixel_values=batch["pixels"]).logits[0, PREFIX:]
+                    target = batch["target"][0][here]
+                    asked = target != IGNORE
+                    weight = torch.where(target[asked] == 2, 0.1, 1.0)
+                    each = torch.nn.functional.cross_entropy(logits[asked], target[asked], reduction="none")
+                    total, weights = total + (each * weight).sum(), weights + weight.sum()
+    finally:
+        del METHODS["shown"]
+    assert abs(float(expected) - float(total / weights)) < 1e-4
+
+
 def test_a_saved_model_is_plain_transformers(tmp_path):
     model = build(seed=3)
     save(model, tmp_path)
@@ -188,18 +255,19 @@ def train(folder, *more):
 
 
 def test_training_runs_and_continues_where_it_stopped(tmp_path):
-    """Three steps in one go equal one step, a stop, and the rest (the schedule is the same, so are the batches)."""
+    """Six steps in one go equal three, a stop in the middle of stage B, and the rest: same schedule, same batches."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    done = train(whole, "--align-steps", "2", "--steps", "3")
-    assert "stage A" in done.stdout and "stage B" in done.stdout
-    train(parts, "--align-steps", "2", "--steps", "3", "--stop-after", "1")
+    steps = ["--align-steps", "2", "--steps", "2", "--evidence-steps", "2"]
+    done = train(whole, *steps)
+    assert all(f"stage {stage}" in done.stdout for stage in "ABC")
+    train(parts, *steps, "--stop-after", "3")
     assert not (parts / "checkpoint").exists()
-    train(parts, "--align-steps", "2", "--steps", "3")
+    train(parts, *steps)
     ours, theirs = (
         LlavaForConditionalGeneration.from_pretrained(folder / "checkpoint").state_dict() for folder in (whole, parts)
     )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert json.loads((parts / "state.json").read_text()) == {"stage": "answer", "step": 3}
+    assert json.loads((parts / "state.json").read_text()) == {"stage": "evidence", "step": 2}
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -76,21 +76,26 @@ class Scene:
         pixels = np.asarray(image, dtype=np.float32) + rng.normal(0, self.noise, (SIZE, SIZE, 3))
         return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
-    def patch_owners(self) -> np.ndarray:
-        """Owner of each of the 196 patches in raster order: an object's index, SIGN or BACKGROUND; int64 (196,)."""
+    def patch_cover(self) -> dict[int, np.ndarray]:
+        """Share of each patch that a thing covers, by owner (object index or SIGN); float64 (196,) in raster order."""
         canvas = Image.new("L", (SIZE * _SCALE, SIZE * _SCALE), 0)
         pen = ImageDraw.Draw(canvas)
+        owners = list(range(len(self.things)))
         for index, thing in enumerate(self.things):
             _draw_shape(pen, thing, fill=index + 1, outline=index + 1)
         if self.sign is not None:
+            owners.append(SIGN)
             pen.rectangle(_sign_box(self.sign), fill=SIGN + 1)
         blocks = np.asarray(canvas).reshape(GRID, PATCH * _SCALE, GRID, PATCH * _SCALE)
         blocks = blocks.transpose(0, 2, 1, 3).reshape(GRID * GRID, -1)
+        return {owner: (blocks == owner + 1).mean(1) for owner in owners}
+
+    def patch_owners(self) -> np.ndarray:
+        """Owner of each of the 196 patches in raster order: an object's index, SIGN or BACKGROUND; int64 (196,)."""
         owners = np.full(GRID * GRID, BACKGROUND, dtype=np.int64)
         best = np.full(GRID * GRID, _MIN_COVER)
-        for label in [*range(1, len(self.things) + 1), SIGN + 1]:
-            cover = (blocks == label).mean(1)
-            owners = np.where(cover >= best, label - 1, owners)
+        for owner, cover in self.patch_cover().items():
+            owners = np.where(cover >= best, owner, owners)
             best = np.maximum(best, cover)
         return owners
 

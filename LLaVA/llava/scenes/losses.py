@@ -15,6 +15,7 @@ GROUP_WEIGHTS = {"kind": 1.0, "shape": 3.0, "pattern": 1.0, "colour": 1.0, "digi
 ALIGN_TEMPERATURE, GROUND_TEMPERATURE = 0.07, 0.1
 GROUND_LAYERS = (1, 2, 3)
 END_WEIGHT = 0.1
+HIDE_LAYER = 2  # where hidden patches vanish, the layer that MoB prunes at
 
 
 class SceneLosses(nn.Module):
@@ -58,11 +59,15 @@ class SceneLosses(nn.Module):
         positions = torch.arange(PREFIX, device=hidden.device).expand(len(hidden), -1)
         rotary = decoder.rotary_emb(hidden, position_ids=torch.cat([positions, batch["position"]], 1))
         mask = attention_mask(batch["segment"])
+        late = (
+            mask
+            & ~torch.nn.functional.pad(batch["hidden"], (PREFIX - NUM_PATCHES, batch["ids"].shape[1]))[:, None, None]
+        )
         ground = hidden.new_zeros(())
         for index, layer in enumerate(decoder.layers):
             if index in GROUND_LAYERS:
                 ground = ground + _grounding(hidden, batch) / len(GROUND_LAYERS)
-            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
+            hidden = layer(hidden, attention_mask=mask if index < HIDE_LAYER else late, position_embeddings=rotary)
         logits = self.model.lm_head(decoder.norm(hidden[:, PREFIX:]))
         answer, counts = self._answers(logits, batch)
         return answer, align, ground, counts

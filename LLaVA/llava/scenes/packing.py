@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from llava.scenes.checkpoint import NUM_PATCHES, build_tokenizer
 from llava.scenes.generator import BACKGROUND, BACKGROUNDS, COLOURS, GRID, PATCH, PATTERNS, SHAPES, SIGN, Scene, sample
-from llava.scenes.questions import ASK, TASKS, Question, unknown
+from llava.scenes.questions import ASK, TASKS, Question, unknown, without
 
 PREFIX = 3 + NUM_PATCHES
 TEXT = 116  # room for the questions of one picture, in tokens
@@ -52,6 +52,26 @@ def centres(scene: Scene) -> np.ndarray:
     return out.ravel()
 
 
+def hide_things(scene: Scene, rng: np.random.Generator) -> tuple[set[int], np.ndarray]:
+    """Which things are gone, about half of them, and the patches that vanish with them, bool (196,).
+
+    Objects that stay lose a part of their patches too, as they do when a picture is pruned, but never all.
+    """
+    cover, owners = scene.patch_cover(), scene.patch_owners()
+    gone = {owner for owner in cover if rng.random() < 0.5}
+    hidden, shown = np.zeros(NUM_PATCHES, dtype=bool), np.zeros(NUM_PATCHES, dtype=bool)
+    for owner, share in cover.items():
+        if owner in gone:
+            hidden |= share > 0
+        elif owner == SIGN:
+            shown |= share > 0
+        else:
+            places = np.flatnonzero(owners == owner)
+            hidden[places] |= rng.random(len(places)) < rng.uniform(0, 0.8)
+            shown[rng.choice(places)] = True
+    return gone, hidden & ~shown
+
+
 def pixels(scene: Scene) -> torch.Tensor:
     """The picture as the processor hands it to the model: float32 (3, 112, 112) in -1..1."""
     return torch.from_numpy(np.array(scene.draw(), dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
@@ -61,11 +81,14 @@ class SceneBatches(Dataset):
     """Batch number ``step`` of a run: always the same for the same seed, so that a resumed run sees the same data.
 
     ``shares`` are relative frequencies of the tasks. Pictures are drawn afresh for every batch; training seeds start
-    at 10 000 000, evaluation uses the small ones.
+    at 10 000 000, evaluation uses the small ones. In a share ``hide`` of the pictures some things vanish after the
+    first layers: their patches are in ``hidden``, and questions about them are answered as if they were not there.
     """
 
-    def __init__(self, steps: int, pictures: int, seed: int, shares: dict[str, float], ask: bool = True):
-        self.steps, self.pictures, self.seed, self.ask = steps, pictures, seed, ask
+    def __init__(
+        self, steps: int, pictures: int, seed: int, shares: dict[str, float], ask: bool = True, hide: float = 0.0
+    ):
+        self.steps, self.pictures, self.seed, self.ask, self.hide = steps, pictures, seed, ask, hide
         weights = np.array([shares.get(task, 1.0) for task in TASKS])
         self.weights = weights / weights.sum()
         self.tokenizer = build_tokenizer()
@@ -82,15 +105,20 @@ class SceneBatches(Dataset):
     def _row(self, scene: Scene, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         row = {"pixels": pixels(scene), "centres": torch.from_numpy(centres(scene))}
         row |= {f"patch_{group}": torch.from_numpy(value) for group, value in patch_labels(scene).items()}
-        return row | self._pack(scene, self._questions(scene, rng)) if self.ask else row
+        if not self.ask:
+            return row
+        gone, hidden = hide_things(scene, rng) if rng.random() < self.hide else (set(), np.zeros(NUM_PATCHES, bool))
+        row["hidden"] = torch.from_numpy(hidden)
+        return row | self._pack(scene, self._questions(scene, gone, rng))
 
-    def _questions(self, scene: Scene, rng: np.random.Generator) -> list[Question]:
+    def _questions(self, scene: Scene, gone: set[int], rng: np.random.Generator) -> list[Question]:
         questions = []
         while len(questions) < QUESTIONS:
             if rng.random() < 0.04:
                 questions.append(unknown(scene, rng))
                 continue
             question = ASK[TASKS[rng.choice(len(TASKS), p=self.weights)]](scene, rng, plain=False)
+            question = None if question is None else without(question, gone)
             if question is not None:
                 questions.append(question)
         return questions

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -160,6 +160,24 @@ def unknown(scene: Scene, rng: np.random.Generator) -> Question:
     values = tuple(COLOURS) if rng.random() < 0.5 else SHAPES
     subject = UNKNOWN_WORD if task != "exist" or rng.random() < 0.5 else f"{_pick(rng, values)} {UNKNOWN_WORD}"
     return Question("unknown", _word(task, rng, False, subject), "unknown")
+
+
+WITHOUT_EVIDENCE = {"exist": "no", "colour": "unknown", "shape": "unknown", "ocr": "unknown"}
+
+
+def without(question: Question, gone: set[int]) -> Question | None:
+    """The question as it is answered by somebody who cannot see the things in ``gone``; None where that is no question.
+
+    Counting and most-common questions are about all things, so they are not asked then.
+    """
+    if not gone or question.task in ("pattern", "bgcolour", "unknown"):
+        return question
+    if question.task in STRONG or question.task == "count":
+        return None
+    left = tuple(owner for owner in question.refers if owner not in gone)
+    if question.refers and not left:
+        return replace(question, answer=WITHOUT_EVIDENCE[question.task], refers=())
+    return replace(question, refers=left)
 
 
 def words() -> list[str]:

@@ -1,6 +1,7 @@
 """Train the embedded checkpoint from scratch: ``python -m llava.scenes.train --out runs/scenes``.
 
-Stage A teaches the vision tower to name what each patch shows; stage B teaches the whole model to answer. The run
+Stage A teaches the vision tower to name what each patch shows; stage B teaches the whole model to answer; stage C takes
+things away after the first layers and teaches it to answer from the patches that are left. The run
 saves every ``--save-every`` steps and continues from there when started again with the same ``--out``. The finished
 model is in ``<out>/checkpoint``; copy it over ``llava/scenes/checkpoint`` to ship it.
 """
@@ -24,6 +25,8 @@ from llava.scenes.questions import TASKS
 
 ALIGN_WEIGHT, GROUND_WEIGHT, CLIP_NORM = 0.3, 0.15, 1.0
 BETAS, WEIGHT_DECAY = (0.9, 0.98), 0.02
+STAGES = ("align", "answer", "evidence")
+HIDE = 0.5  # share of the pictures of stage C in which things vanish
 LATE = 0.5  # share of stage B after which the mixture of questions changes
 
 
@@ -36,6 +39,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2700, help="steps of stage B")
     parser.add_argument("--pictures", type=int, default=24, help="pictures a step in stage B, nine questions each")
     parser.add_argument("--lr", type=float, default=1.3e-3)
+    parser.add_argument("--evidence-steps", type=int, default=500, help="steps of stage C, same batches as stage B")
+    parser.add_argument("--evidence-lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true", help="skip torch.compile (slower, no compiler needed)")
@@ -96,7 +101,7 @@ class Run:
             return 0
         state = torch.load(path, map_location=self.args.device, weights_only=True)
         if state["stage"] != stage:
-            return 10**9 if stage == "align" else 0
+            return 10**9 if STAGES.index(stage) < STAGES.index(state["stage"]) else 0
         self.losses.load_state_dict(state["losses"])
         optimizer.load_state_dict(state["optimizer"])
         return state["step"]
@@ -165,12 +170,12 @@ def main() -> None:
     compiled = (lambda f: f) if args.no_compile else torch.compile
     align, answer = compiled(run.losses.align), compiled(run.losses.forward)
     print(f"stage A, patches to words: {args.align_steps} x {args.align_pictures} pictures, lr {args.align_lr}")
-    print(
-        f"stage B, answers, alignment, grounding: {args.steps} x {args.pictures} pictures x 9 questions, lr {args.lr}"
-    )
+    size = f"{args.pictures} pictures x 9 questions"
+    print(f"stage B, answers, alignment, grounding: {args.steps} x {size}, lr {args.lr}")
+    print(f"stage C, things taken away: {args.evidence_steps} x {size}, lr {args.evidence_lr}")
 
     def align_batches(start: int):
-        return run.batches(SceneBatches(args.align_steps, args.align_pictures, 2 * args.seed, {}, ask=False), start)
+        return run.batches(SceneBatches(args.align_steps, args.align_pictures, 3 * args.seed, {}, ask=False), start)
 
     def align_loss(batch):
         loss = align(batch)
@@ -189,7 +194,7 @@ def main() -> None:
         for first, last in ((0, turn), (turn, args.steps)):
             shares = task_shares(late=first >= turn)
             if start < last:
-                yield from run.batches(SceneBatches(last, args.pictures, 2 * args.seed + 1, shares), max(start, first))
+                yield from run.batches(SceneBatches(last, args.pictures, 3 * args.seed + 1, shares), max(start, first))
 
     def answer_loss(batch):
         answers, aligned, grounded, counts = answer(batch)
@@ -197,6 +202,15 @@ def main() -> None:
         return answers + ALIGN_WEIGHT * aligned + GROUND_WEIGHT * grounded, parts
 
     run.stage("answer", args.steps, args.lr, [run.losses], answer_batches, answer_loss, Averages())
+
+    def evidence_batches(start: int):
+        shares = task_shares(late=True)
+        data = SceneBatches(args.evidence_steps, args.pictures, 3 * args.seed + 2, shares, hide=HIDE)
+        return run.batches(data, start)
+
+    run.stage(
+        "evidence", args.evidence_steps, args.evidence_lr, [run.losses], evidence_batches, answer_loss, Averages()
+    )
     if run.stopped:
         print(f"stopped after {run.done} steps; the same command continues")
         return
