@@ -53,13 +53,16 @@ def centres(scene: Scene) -> np.ndarray:
 
 
 def hide_things(scene: Scene, rng: np.random.Generator) -> tuple[set[int], np.ndarray]:
-    """Which things are gone, about half of them, and the patches that vanish with them, bool (196,).
+    """Which things are gone, and the patches that vanish, bool (196,).
 
-    Objects that stay lose a part of their patches too, as they do when a picture is pruned, but never all.
+    In a third of the pictures about half of the things are gone, with all their patches. Everything else, the
+    background too, loses a part of its patches, as it does when a picture is pruned; an object keeps at least one, the
+    sign keeps all.
     """
     cover, owners = scene.patch_cover(), scene.patch_owners()
-    gone = {owner for owner in cover if rng.random() < 0.5}
-    hidden, shown = np.zeros(NUM_PATCHES, dtype=bool), np.zeros(NUM_PATCHES, dtype=bool)
+    gone = {owner for owner in cover if rng.random() < 0.5} if rng.random() < 1 / 3 else set()
+    hidden = (owners == BACKGROUND) & (rng.random(NUM_PATCHES) < rng.uniform(0, 0.95))
+    shown = np.zeros(NUM_PATCHES, dtype=bool)
     for owner, share in cover.items():
         if owner in gone:
             hidden |= share > 0
@@ -67,7 +70,7 @@ def hide_things(scene: Scene, rng: np.random.Generator) -> tuple[set[int], np.nd
             shown |= share > 0
         else:
             places = np.flatnonzero(owners == owner)
-            hidden[places] |= rng.random(len(places)) < rng.uniform(0, 0.8)
+            hidden[places] |= rng.random(len(places)) < rng.uniform(0, 0.9)
             shown[rng.choice(places)] = True
     return gone, hidden & ~shown
 

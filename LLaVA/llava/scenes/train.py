@@ -26,7 +26,7 @@ from llava.scenes.questions import TASKS
 ALIGN_WEIGHT, GROUND_WEIGHT, CLIP_NORM = 0.3, 0.15, 1.0
 BETAS, WEIGHT_DECAY = (0.9, 0.98), 0.02
 STAGES = ("align", "answer", "evidence")
-HIDE = 0.5  # share of the pictures of stage C in which things vanish
+HIDE = 0.75  # share of the pictures of stage C in which patches vanish
 LATE = 0.5  # share of stage B after which the mixture of questions changes
 
 
@@ -39,7 +39,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2700, help="steps of stage B")
     parser.add_argument("--pictures", type=int, default=24, help="pictures a step in stage B, nine questions each")
     parser.add_argument("--lr", type=float, default=1.3e-3)
-    parser.add_argument("--evidence-steps", type=int, default=500, help="steps of stage C, same batches as stage B")
+    parser.add_argument("--evidence-steps", type=int, default=1000, help="steps of stage C, same batches as stage B")
     parser.add_argument("--evidence-lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
