@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
-from llava.model.formats import is_original, load_original, local_folder, read_config
+from llava.model.formats import is_original, load_image_processor, load_original, local_folder, read_config
 from llava.model.language_model.llava_llama import LlavaForConditionalGeneration
 
 logger = logging.getLogger(__name__)
@@ -126,4 +126,4 @@ def _load_stock(path: Path, raw: dict[str, Any], options: dict[str, Any]) -> tup
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.padding_side = "left"
     model = MODELS[kind].from_pretrained(path, **options)
-    return tokenizer, model, AutoImageProcessor.from_pretrained(path)
+    return tokenizer, model, load_image_processor(path)

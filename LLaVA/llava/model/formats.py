@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaTokenizer, LlavaConfig
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -131,7 +132,7 @@ def load_original(path: Path, raw: dict[str, Any], vision_tower: str | None = No
         stock = CLIPVisionModel.from_pretrained(tower_path, dtype=own.dtype)
         own.load_state_dict(stock.state_dict())
     _fit_vocabulary(model, tokenizer)
-    return tokenizer, model, AutoImageProcessor.from_pretrained(tower_path)
+    return tokenizer, model, load_image_processor(tower_path)
 
 
 def load_tokenizer(path: Path, raw: dict[str, Any]) -> LlamaTokenizer:
@@ -149,6 +150,14 @@ def load_tokenizer(path: Path, raw: dict[str, Any]) -> LlamaTokenizer:
         tokenizer.pad_token = tokenizer.unk_token
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def load_image_processor(path: Path) -> Any:
+    """The picture half of a checkpoint, without torchvision where it is not there."""
+    try:
+        return AutoImageProcessor.from_pretrained(path)
+    except ImportError:  # transformers 5.17 asks for torchvision here even where Pillow would do
+        return CLIPImageProcessorPil.from_pretrained(path)
 
 
 def _check_weights(path: Path, info: dict[str, Any]) -> None:
