@@ -7,8 +7,9 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import mob
-from llava.scenes.checkpoint import PATH
+from llava.scenes.checkpoint import PATH, PROMPT
 from llava.scenes.evaluate import Scores, questions, run, wilson
+from llava.scenes.generator import sample
 from llava.scenes.questions import TASKS
 
 THIRD, NINTH = 65, 22  # of 196 visual tokens
@@ -51,9 +52,6 @@ def test_right_means_that_generate_gives_the_answer(model, scores):
         (one.scene, one.question.task): scores.tables["mob", NINTH][one.scene, TASKS.index(one.question.task)]
         for one in asked
     }
-    from llava.scenes.checkpoint import PROMPT
-    from llava.scenes.generator import sample
-
     with mob.prune(model, K=NINTH):
         for one in asked:
             prompt = PROMPT.format(one.question.text)

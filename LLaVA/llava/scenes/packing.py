@@ -84,8 +84,8 @@ class SceneBatches(Dataset):
     """Batch number ``step`` of a run: always the same for the same seed, so that a resumed run sees the same data.
 
     ``shares`` are relative frequencies of the tasks. Pictures are drawn afresh for every batch; training seeds start
-    at 10 000 000, evaluation uses the small ones. In a share ``hide`` of the pictures some things vanish after the
-    first layers: their patches are in ``hidden``, and questions about them are answered as if they were not there.
+    at 10 000 000, evaluation uses the small ones. In a share ``hide`` of the pictures patches vanish after the
+    first layers: they are in ``hidden``, and questions about things that are gone are answered as if they never were.
     """
 
     def __init__(
