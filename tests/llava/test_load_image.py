@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava import mm_utils
 from llava.mm_utils import ImageError, load_image, load_image_from_base64, load_images
+from mob import media
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -199,9 +199,9 @@ def test_enormous_picture_is_refused_by_its_header(
 
 
 def test_our_limit_holds_to_the_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mm_utils, "MAX_IMAGE_PIXELS", 7)
+    monkeypatch.setattr(media, "MAX_IMAGE_PIXELS", 7)
     assert "4 x 2, limit 7 pixels" in refusal(saved(tmp_path, RED_PNG))
-    monkeypatch.setattr(mm_utils, "MAX_IMAGE_PIXELS", 8)
+    monkeypatch.setattr(media, "MAX_IMAGE_PIXELS", 8)
     assert load_image(tmp_path / "picture.png").size == (4, 2)
 
 
@@ -267,7 +267,7 @@ def test_download_answers_that_are_no_picture(site: str) -> None:
 
 
 def test_download_stops_at_the_limit(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mm_utils, "MAX_DOWNLOAD_BYTES", 2**10)
+    monkeypatch.setattr(media, "MAX_DOWNLOAD_BYTES", 2**10)
     message = refusal(f"{site}/long.png")
     assert "is larger than 0.000976562 MiB" in message and "give the file's path" in message
 
