@@ -10,7 +10,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from llava import mm_utils
 from llava.mm_utils import (
     ImageError,
     KeywordsStoppingCriteria,
@@ -25,6 +24,7 @@ from llava.mm_utils import (
     select_best_resolution,
     tokenizer_image_token,
 )
+from mob import media
 
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 RED, BLUE, BLACK = (255, 0, 0), (0, 0, 255), (0, 0, 0)
@@ -331,8 +331,8 @@ def test_stops_when_only_new_tokens_are_given(tokenizer: PreTrainedTokenizerFast
 
 
 def test_limits_are_the_documented_ones() -> None:
-    assert mm_utils.MAX_IMAGE_PIXELS == 178_956_970
-    assert mm_utils.MAX_DOWNLOAD_BYTES == 67_108_864
+    assert media.MAX_IMAGE_PIXELS == 178_956_970
+    assert media.MAX_DOWNLOAD_BYTES == 67_108_864
 
 
 @pytest.mark.parametrize("size, short, crop", [((640, 480), 28, 28), ((480, 640), 32, 28), ((100, 100), 40, 20)])
