@@ -18,6 +18,7 @@ smallest to the largest K), which would leave no visual centre at K = 64 and con
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -123,6 +124,38 @@ def budget(
     if K_p < 0 or k < 1:
         raise ValueError(f"K_p={K_p}, k={k}: choose K_p >= 0 and k >= 1")
     return Budget(N=N, K=kept, K_p=min(K_p, kept), k=k)
+
+
+def split(whole: Budget, lengths: Sequence[int], fixed_fold: bool = False) -> list[Budget]:
+    """Budgets of a sample's pictures, whose K and K_p add up to the sample's: in proportion to their tokens.
+
+    What is left over after rounding down goes to the largest remainders, ties to the first picture. A picture's k keeps
+    k / K_p of the sample, or k itself where it is ``fixed_fold``.
+
+    Args:
+        whole: the sample's budget; lengths: visual tokens of each picture, adding up to ``whole.N``.
+    """
+    if sum(lengths) != whole.N:
+        raise ValueError(f"pictures of {list(lengths)} tokens do not add up to N={whole.N}")
+    keep = _proportional(whole.K, lengths)
+    centres = _proportional(whole.K_p, keep)
+    folds = [whole.k if fixed_fold or not p else _fold(whole, p) for p in centres]
+    return [Budget(*numbers) for numbers in zip(lengths, keep, centres, folds, strict=True)]
+
+
+def _fold(whole: Budget, centres: int) -> int:
+    return max(1, round_half_up(Fraction(whole.k * centres, whole.K_p)))
+
+
+def _proportional(total: int, weights: Sequence[int]) -> list[int]:
+    """Integers that add up to ``total``, at most the weights where these add up to more."""
+    whole = sum(weights) or 1
+    shares = [Fraction(total * weight, whole) for weight in weights]
+    out = [share.__floor__() for share in shares]
+    most = sorted(range(len(out)), key=lambda i: (out[i] - shares[i], i))
+    for i in most[: total - sum(out)]:
+        out[i] += 1
+    return out
 
 
 def prompt_share(N: int, K: int, schedule: str = "default") -> Fraction:

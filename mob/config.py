@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mob.budget import SCHEDULES, Budget, budget, check_keep
+from mob.budget import SCHEDULES, Budget, budget, check_keep, split
 from mob.covering import METRICS
 
 # The release notes write l_idx; mob.prune says layer.
@@ -29,6 +29,10 @@ class MoBConfig:
         schedule: where K_p and k come from if nothing above says so (see ``mob.budget``).
         image_token_start_index, image_token_length: accepted for compatibility. The span found in the input wins; a
             contradiction gives one warning.
+        per_picture: K is split over the pictures of a sample in proportion to their tokens, and each is pruned on its
+            own; False: one budget over all of them.
+        keep_newlines: newline tokens of tiled pictures always stay and do not count; by default they are visual tokens
+            like others.
         method: name of a rule in ``mob.methods``; ``options`` are the rule's own fields.
     """
 
@@ -43,6 +47,8 @@ class MoBConfig:
     schedule: str = "default"
     image_token_start_index: int | None = None
     image_token_length: int | None = None
+    per_picture: bool = True
+    keep_newlines: bool = False
     method: str = "mob"
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -53,6 +59,9 @@ class MoBConfig:
             _check_integer(name, getattr(self, name), low)
         for name in ("image_token_start_index", "image_token_length"):
             _check_integer(name, getattr(self, name), 0)
+        for name in ("per_picture", "keep_newlines"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: give True or False")
         for name in ("Kp_ratio", "k_ratio", "alpha"):
             _check_share(name, getattr(self, name))
         if sum(value is not None for value in (self.K_p, self.Kp_ratio, self.alpha)) > 1:
@@ -108,6 +117,12 @@ class MoBConfig:
             return Budget(N=N, K=N, K_p=0, k=1)
         ratio = self.Kp_ratio if self.Kp_ratio is not None else self.alpha
         return budget(N, self.K, K_p=self.K_p, k=self.k, Kp_ratio=ratio, k_ratio=self.k_ratio, schedule=self.schedule)
+
+    def parts(self, whole: Budget, lengths: Sequence[int]) -> list[Budget]:
+        """The budgets of a sample's pictures, of these many visual tokens."""
+        if not self.per_picture or len(lengths) < 2 or whole.identity:
+            return [whole]
+        return split(whole, lengths, fixed_fold=self.k is not None)
 
 
 def _check_integer(name: str, value: Any, low: int) -> None:

@@ -111,7 +111,7 @@ def _decode(file: IO[bytes], name: str) -> Image.Image:
     try:
         image = Image.open(file)
         _refuse_if_huge(image.size, name)  # the header is read, the pixels are not
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return upright_rgb(image)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -132,7 +132,9 @@ def _too_large(name: str, detail: str) -> ImageError:
     return ImageError(f"{name} has too many pixels ({detail}): shrink it first")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened picture as ``load_image`` gives it: turned as its EXIF says, on white, the first frame, RGB."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # convert() would clip every value above 255 to white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 from mob.anatomy import Anatomy, dissect
 from mob.budget import Budget
 from mob.config import MoBConfig
+from mob.covering import Selection
+from mob.layout import ENCODERS, Noting, declared
 from mob.methods import Rule, SpanView, create
 from mob.plan import Plan
 from mob.record import RetainedPatches
 from mob.recorder import Recorder
-from mob.spans import Spans, find_real, find_spans, find_visual
+from mob.spans import Spans, find_kinds, find_real, find_spans
 
 PLAN, ANSWER, STATE = "mob_plan", "mob_answer", "mob"
 
@@ -31,13 +34,19 @@ PLAN, ANSWER, STATE = "mob_plan", "mob_answer", "mob"
 class Stage:
     """At the entry of decoder layer ``layer`` this rule keeps ``budgets[i]`` of what sample i has left.
 
-    ``budgets[i].N`` is the number of visual tokens that arrive there: K of the stage before.
+    ``budgets[i].N`` is the number of visual tokens that arrive there: K of the stage before. ``parts[i]`` are the
+    budgets of its pictures, in order, each decided on its own; by default all of them together.
     """
 
     layer: int
     rule: Rule
     budgets: list[Budget]
     metric: str = "cosine"
+    parts: list[list[Budget]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            object.__setattr__(self, "parts", [[budget] for budget in self.budgets])
 
 
 @dataclass(eq=False)
@@ -83,6 +92,8 @@ class Pruning:
             add(parts.top.register_forward_pre_hook(self._note_labels, with_kwargs=True))
         add(parts.base.register_forward_pre_hook(self._begin, with_kwargs=True))
         add(parts.base.register_forward_hook(self._end, with_kwargs=True))
+        for name in filter(partial(hasattr, parts.base), ENCODERS):
+            parts.base.__dict__.setdefault(name, Noting(parts.base, name))
         for index, layer in enumerate(parts.layers):
             add(layer.register_forward_pre_hook(_Enter(self, index), with_kwargs=True))
         return self
@@ -99,7 +110,8 @@ class Pruning:
         if self in stack:
             stack.remove(self)
         if not stack:
-            self._anatomy.base.__dict__.pop(STATE, None)
+            for name in (STATE, *ENCODERS):
+                self._anatomy.base.__dict__.pop(name, None)
 
     def _active(self) -> bool:
         """Of nested prunings only the innermost acts."""
@@ -148,14 +160,15 @@ class Pruning:
         if not settings.enabled:
             return self._go_on(cache, length, past)
         self._check(settings)
-        visual = find_visual(self.model.config, ids, embeddings, self._anatomy.embed)
-        real = find_real(kwargs.get("attention_mask"), visual, past)
-        spans = find_spans(visual, real, answer, first_pass=past == 0)
+        config = self.model.config
+        kinds = find_kinds(config, ids, embeddings, self._anatomy.embed)
+        real = find_real(kwargs.get("attention_mask"), kinds, past)
+        spans = find_spans(kinds, real, answer, past == 0, config, declared(config, kwargs), settings.keep_newlines)
         if past == 0:
             self._warn_of_other_span(settings, spans)
         stages = self._stages(settings, spans)
         if self.record and (past == 0 or any(spans.visual_counts)):
-            self._recorder.open(self.model.config, spans, stages)
+            self._recorder.open(spans, stages)
         if all(budget.identity for stage in stages for budget in stage.budgets):
             return self._go_on(cache, length, past)
         self._anatomy.check_window(cache, length)
@@ -173,7 +186,9 @@ class Pruning:
         """What happens where in this pass, ascending by layer. MoB is one stage."""
         rule = create(settings.method, settings.options)
         budgets = [settings.budget(n) for n in spans.visual_counts]
-        return (Stage(settings.l_idx, rule, budgets, settings.distance_metric),)
+        lengths = [[one.length for one in row] for row in spans.pictures]
+        parts = [settings.parts(whole, row) for whole, row in zip(budgets, lengths, strict=True)]
+        return (Stage(settings.l_idx, rule, budgets, settings.distance_metric, parts),)
 
     def _enter(self, plan: Plan, index: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         for stage in plan.stages:
@@ -196,28 +211,49 @@ class Pruning:
 
     @torch.no_grad()
     def _choose(self, plan: Plan, stage: Stage, hidden: Tensor) -> Tensor:
-        """bool (B, S): what stays. The rule is asked once per group of samples with equal budgets."""
+        """bool (B, S): what stays. The rule is asked once per group of pictures with equal budgets."""
         # A dispatched model may hold this layer on another device than the input.
         visual, real, prompts = (
             plan.seen(mask, stage.layer).to(hidden.device)
             for mask in (plan.spans.visual, plan.spans.real, plan.spans.prompt)
         )
-        keep = real.clone()
+        places = _places(visual, max(budget.N for budget in stage.budgets))
+        keep, centres = real & ~visual, torch.zeros_like(visual)
+        groups = _groups(stage.parts)
+        with self._recorder.timed(hidden.device, self.record) as clock:
+            for budget, members in groups.items():
+                rows, starts = torch.tensor(members, device=hidden.device).T[..., None]
+                at = places[rows, starts + torch.arange(budget.N, device=hidden.device)]
+                if not budget.identity:
+                    view = self._view(plan, stage, hidden, prompts, at, [sample for sample, _ in members])
+                    selection = stage.rule.select(view, budget)
+                    at = at.gather(1, selection.indices)
+                    centres[rows, at] = selection.prompt_center
+                keep[rows, at] = True
+        if self.record:
+            self._note(plan, stage, hidden, prompts, places, (keep, centres), clock)
+        return keep
+
+    def _view(
+        self, plan: Plan, stage: Stage, hidden: Tensor, prompts: Tensor, places: Tensor, samples: list[int]
+    ) -> SpanView:
+        """What a rule may see of some samples: visual tokens at ``places`` (n, N), and the prompt of each."""
+        rows = torch.tensor(samples, device=hidden.device)
+        lengths = [plan.spans.prompt_counts[i] for i in samples]
+        questions = _places(prompts[rows], max(lengths))
+        mask = None if min(lengths) == max(lengths) else prompts[rows].gather(1, questions)
+        return SpanView(_take(hidden[rows], places), _take(hidden[rows], questions), mask, stage.metric)
+
+    def _note(self, plan, stage, hidden, prompts, places, chosen: tuple[Tensor, Tensor], clock) -> None:
+        """Record what a stage kept of each sample, its pictures taken together."""
         for budget in dict.fromkeys(b for b in stage.budgets if not b.identity):
             members = [i for i, b in enumerate(stage.budgets) if b == budget]
-            group = torch.tensor(members, device=hidden.device)
-            places = _places(visual[group], budget.N)
-            lengths = [plan.spans.prompt_counts[i] for i in members]
-            questions = _places(prompts[group], max(lengths))
-            mask = None if min(lengths) == max(lengths) else prompts[group].gather(1, questions)
-            view = SpanView(_take(hidden[group], places), _take(hidden[group], questions), mask, stage.metric)
-            with self._recorder.timed(hidden.device, self.record) as clock:
-                selection = stage.rule.select(view, budget)
-            chosen = torch.zeros_like(visual[group]).scatter(1, places.gather(1, selection.indices), True)
-            keep[group] = keep[group] & (~visual[group] | chosen)
-            if self.record:
-                self._recorder.note(members, view, selection, clock)
-        return keep
+            at = places[members, : budget.N]
+            keep, centres = (mask[members].gather(1, at) for mask in chosen)
+            indices = _places(keep, budget.K)
+            selection = Selection(indices, centres.gather(1, indices))
+            view = self._view(plan, stage, hidden, prompts, at, members)
+            self._recorder.note(members, view, selection, clock)
 
     def _end(self, base: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """Bring what the base model returns back to the length of its input."""
@@ -267,6 +303,18 @@ class _Enter:
     def __call__(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         plan: Plan | None = kwargs.pop(PLAN, None)
         return None if plan is None else plan.owner._enter(plan, self.index, args, kwargs)
+
+
+def _groups(parts: list[list[Budget]]) -> dict[Budget, list[tuple[int, int]]]:
+    """Pictures by budget, as (sample, first of its visual tokens); what keeps nothing is left out."""
+    groups: dict[Budget, list[tuple[int, int]]] = {}
+    for sample, row in enumerate(parts):
+        start = 0
+        for budget in row:
+            if budget.K:
+                groups.setdefault(budget, []).append((sample, start))
+            start += budget.N
+    return groups
 
 
 def _places(mask: Tensor, count: int) -> Tensor:

@@ -15,12 +15,15 @@ class RetainedPatches:
     Attributes:
         keep_indices: kept visual tokens, numbered 0 .. N-1 in sequence order over all pictures of the sample.
         prompt_center: for each of them, True for a prompt centre, False for a visual centre.
-        image, row, column: for each of them, the picture it belongs to and its cell in the token grid (-1: no grid).
+        image, view, row, column: for each of them, the picture it belongs to, the view of that picture (0: the whole,
+            1: its tiles; or the frame of a video) and the cell in the view's grid. A newline token has column -1, a
+            token without a place row -1 too.
+        grids: [rows, columns] of every view of every picture: ``grids[image][view]``.
         N, K, K_p, k: the budget (K_p and k as asked for; fewer distinct candidates leave fewer prompt centres).
         layer, method: where and by which rule.
         eta, eps_p, eps_v: Hausdorff radii in 0..2 (see ``mob.coupling``); None where nothing was dropped or a set is
             empty.
-        milliseconds: time of the selection, of the whole group of samples that shared one call; None if not dropped.
+        milliseconds: time of the selection, of the whole batch; None if not dropped.
     """
 
     keep_indices: list[int] = field(default_factory=list)
@@ -28,6 +31,8 @@ class RetainedPatches:
     image: list[int] = field(default_factory=list)
     row: list[int] = field(default_factory=list)
     column: list[int] = field(default_factory=list)
+    view: list[int] = field(default_factory=list)
+    grids: list[list[list[int]]] = field(default_factory=list)
     N: int = 0
     K: int = 0
     K_p: int = 0
@@ -40,7 +45,10 @@ class RetainedPatches:
     milliseconds: float | None = None
 
     def __post_init__(self) -> None:
-        lengths = {len(getattr(self, name)) for name in ("keep_indices", "prompt_center", "image", "row", "column")}
+        if not self.view:  # records of before there were views
+            object.__setattr__(self, "view", [0] * self.K)
+        lists = ("keep_indices", "prompt_center", "image", "view", "row", "column")
+        lengths = {len(getattr(self, name)) for name in lists}
         if lengths != {self.K}:
             raise ValueError(f"K={self.K} but the lists of this record have lengths {sorted(lengths)}")
 

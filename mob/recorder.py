@@ -7,16 +7,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from mob.coupling import Radii, radii
 from mob.covering import Selection
+from mob.layout import Picture
 from mob.methods import SpanView
 from mob.record import RetainedPatches, number
-from mob.spans import Spans, cells
+from mob.spans import Spans
 
 
 @dataclass
@@ -44,7 +43,7 @@ class Clock:
 
 @dataclass
 class _Group:
-    """Samples that one call of the rule decided."""
+    """Samples with equal budgets."""
 
     members: list[int]
     selection: Selection
@@ -56,8 +55,7 @@ class _Group:
 class _Pass:
     """One forward pass; the stages and spans say the rest."""
 
-    config: Any
-    visual: Tensor
+    pictures: list[list[Picture]]
     stages: tuple
     groups: list[_Group] = field(default_factory=list)
 
@@ -76,9 +74,9 @@ class Recorder:
     def __reduce__(self) -> tuple:
         return Recorder, ()
 
-    def open(self, config: Any, spans: Spans, stages: tuple) -> None:
+    def open(self, spans: Spans, stages: tuple) -> None:
         """A pass begins."""
-        self._current.value = _Pass(config, spans.visual, stages)
+        self._current.value = _Pass(spans.pictures, stages)
         self._keep_if_whole()
 
     @contextmanager
@@ -91,7 +89,7 @@ class Recorder:
             clock.mark()
 
     def note(self, members: list[int], view: SpanView, selection: Selection, clock: Clock) -> None:
-        """A rule has chosen for some samples of the current pass."""
+        """A stage has chosen for some samples of the current pass."""
         measured = radii(view.visual, view.prompt, view.prompt_mask, *selection)
         self._current.value.groups.append(_Group(members, selection, measured, clock))
         self._keep_if_whole()
@@ -114,7 +112,6 @@ class Recorder:
 
 def _finish(one: _Pass) -> list[RetainedPatches]:
     """Bring one pass to the host."""
-    visual = one.visual.cpu()
     chosen = {}
     for group in one.groups:
         indices, centres = (part.tolist() for part in group.selection)
@@ -122,12 +119,13 @@ def _finish(one: _Pass) -> list[RetainedPatches]:
         milliseconds = group.clock.milliseconds()
         for at, sample in enumerate(group.members):
             # A later stage chooses among what the stages before it have left.
-            left = chosen[sample][0] if sample in chosen else range(visual.shape[1])
-            kept = [left[i] for i in indices[at]]
+            left = chosen[sample][0] if sample in chosen else None
+            kept = [left[i] for i in indices[at]] if left else indices[at]
             chosen[sample] = kept, centres[at], [number(part[at]) for part in measured], milliseconds
     out, last = [], one.stages[-1]
     for sample, budget in enumerate(last.budgets):
-        places = cells(one.config, visual[sample])
+        pictures = one.pictures[sample]
+        places = [cell for number, picture in enumerate(pictures) for cell in picture.cells(number)]
         everything = list(range(len(places))), [False] * len(places), [None] * 3, None
         indices, centres, (eta, eps_p, eps_v), milliseconds = chosen.get(sample, everything)
         kept = [places[i] for i in indices]
@@ -136,8 +134,10 @@ def _finish(one: _Pass) -> list[RetainedPatches]:
                 keep_indices=indices,
                 prompt_center=centres,
                 image=[cell.image for cell in kept],
+                view=[cell.view for cell in kept],
                 row=[cell.row for cell in kept],
                 column=[cell.column for cell in kept],
+                grids=[picture.grids for picture in pictures],
                 N=len(places),
                 K=budget.K,
                 K_p=budget.K_p,

@@ -1,24 +1,25 @@
-"""Where the visual tokens and the prompt tokens of each sample are, and which picture and grid cell a token shows.
-
-The only file of ``mob`` that may know about model families.
-"""
+"""Where the visual tokens and the prompt tokens of each sample are."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-IMAGE_KEYS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+from mob.layout import IMAGE, VIDEO, Picture, arrange
+
+# What model families call the placeholder ids of pictures and videos in their configs.
+KEYS = {IMAGE: ("image_token_id", "image_token_index"), VIDEO: ("video_token_id", "video_token_index")}
 
 
 @dataclass(frozen=True)
 class Spans:
-    """Tokens of one forward pass, (B, T) bool on the model's device, and their counts on the host, one per sample.
+    """Tokens of one forward pass, (B, T) bool on the model's device, and what the host knows of them, per sample.
 
     ``real``: not padding. ``visual``: picture or video tokens. ``prompt``: text tokens that say what is asked.
+    ``pictures``: layout of the visual tokens, picture by picture in sequence order.
     """
 
     real: Tensor
@@ -27,58 +28,72 @@ class Spans:
     real_counts: list[int]
     visual_counts: list[int]
     prompt_counts: list[int]
+    pictures: list[list[Picture]] = field(default_factory=list)
 
 
-class Cell(NamedTuple):
-    """Which picture of the sample a visual token shows, and where. Row and column are -1 where there is no grid."""
-
-    image: int
-    row: int
-    column: int
-
-
-def visual_token_ids(config: Any) -> list[int]:
-    """Placeholder ids of pictures and videos that a model's config names."""
-    ids = (getattr(config, key, None) for key in IMAGE_KEYS)
-    return list(dict.fromkeys(i for i in ids if isinstance(i, int)))
-
-
-def find_visual(config: Any, input_ids: Tensor | None, embeddings: Tensor | None, embed: torch.nn.Module) -> Tensor:
-    """bool (B, T): placeholders by id, or, as transformers does, by embedding where only embeddings are given."""
-    if input_ids is not None:
-        return torch.isin(input_ids, torch.tensor(visual_token_ids(config), device=input_ids.device))
-    found = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-    for token in visual_token_ids(config):
-        row = embed(torch.tensor(token, device=embeddings.device))
-        found = found | (embeddings == row.to(embeddings.dtype)).all(-1)
+def visual_token_ids(config: Any) -> dict[int, int]:
+    """Placeholder ids that a model's config names -> IMAGE or VIDEO."""
+    found: dict[int, int] = {}
+    for kind, names in KEYS.items():
+        for token in (getattr(config, name, None) for name in names):
+            if isinstance(token, int):
+                found.setdefault(token, kind)
     return found
 
 
-def find_real(mask: Tensor | None, visual: Tensor, past: int) -> Tensor:
+def find_kinds(config: Any, input_ids: Tensor | None, embeddings: Tensor | None, embed: torch.nn.Module) -> Tensor:
+    """uint8 (B, T), 0 for text, IMAGE or VIDEO: placeholders by id, or, as transformers does, by embedding where only
+    embeddings are given."""
+    source = embeddings if input_ids is None else input_ids
+    kinds = torch.zeros(source.shape[:2], dtype=torch.uint8, device=source.device)
+    for token, kind in visual_token_ids(config).items():
+        if input_ids is not None:
+            here = input_ids == token
+        else:
+            row = embed(torch.tensor(token, device=embeddings.device))
+            here = (embeddings == row.to(embeddings.dtype)).all(-1)
+        kinds = kinds.masked_fill(here, kind)
+    return kinds
+
+
+def find_real(mask: Tensor | None, kinds: Tensor, past: int) -> Tensor:
     """bool (B, T): tokens of this pass that are not padding.
 
     ``mask`` is None (all real), 2D (B, past + T), or 4D as generate prepares it for static caches: what the last
     query may attend to.
     """
     if mask is None:
-        return torch.ones_like(visual)
+        return torch.ones_like(kinds, dtype=torch.bool)
     if mask.ndim == 4:
-        mask = mask[:, 0, -1].expand(visual.shape[0], -1)
+        mask = mask[:, 0, -1].expand(kinds.shape[0], -1)
         mask = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     elif mask.ndim != 2:
         raise ValueError(f"attention_mask of shape {tuple(mask.shape)}: give a (batch, length) mask of ones and zeros")
-    return mask[:, past : past + visual.shape[1]].bool()
+    return mask[:, past : past + kinds.shape[1]].bool()
 
 
-def find_spans(visual: Tensor, real: Tensor, answer: Tensor | None, first_pass: bool) -> Spans:
-    """Split the real tokens of a pass into visual and prompt.
+def find_spans(
+    kinds: Tensor,
+    real: Tensor,
+    answer: Tensor | None,
+    first_pass: bool,
+    config: Any = None,
+    given: dict[int, list[Picture]] | None = None,
+    keep_newlines: bool = False,
+) -> Spans:
+    """Split the real tokens of a pass into visual and prompt, and find the pictures among the visual ones.
 
     The prompt is the text after the last visual token: the question and the role tail. Where there is none, it is all
-    text of the pass but the very first token (a beginning-of-sequence mark). ``answer`` (B, T) marks tokens that
-    labels ask to be predicted: a selection must not see them.
+    text of the pass but the very first token (a beginning-of-sequence mark).
+
+    Args:
+        kinds: uint8 (B, T) from ``find_kinds``; real: bool (B, T) from ``find_real``.
+        answer: bool (B, T), tokens that labels ask to be predicted: a selection must not see them.
+        given: pictures that the call describes, from ``mob.layout.declared``.
+        keep_newlines: newline tokens of tiled pictures are neither pruned nor prompt.
     """
-    visual = visual & real
-    text = real & ~visual
+    kinds = kinds.masked_fill(~real, 0)
+    visual, text = kinds > 0, real & (kinds == 0)
     if answer is not None:
         text = text & ~answer
     position = torch.arange(visual.shape[1], device=visual.device)
@@ -89,42 +104,18 @@ def find_spans(visual: Tensor, real: Tensor, answer: Tensor | None, first_pass: 
         first = torch.where(real, position, visual.shape[1]).amin(1, keepdim=True)
         before &= position != first
     prompt = torch.where(after.any(1, keepdim=True), after, before)
-    counts = torch.stack([real.sum(1), visual.sum(1), prompt.sum(1)]).tolist()
-    return Spans(real, visual, prompt, *counts)
+    seen, reals, prompts = torch.stack([kinds, real, prompt]).cpu()  # the one wait for the device
+    pictures = arrange(config, seen.tolist(), given or {})
+    if keep_newlines and (lines := _newlines(seen, pictures)) is not None:
+        visual = visual & ~lines.to(visual.device)
+        pictures = [[picture.without_newlines() for picture in row] for row in pictures]
+    counts = reals.sum(1).tolist(), [sum(one.length for one in row) for row in pictures], prompts.sum(1).tolist()
+    return Spans(real, visual, prompt, *counts, pictures)
 
 
-def grid_side(config: Any) -> int | None:
-    """Side of the square grid of visual tokens that one picture becomes, where the config fixes it."""
-    vision = getattr(config, "vision_config", None)
-    size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
-    if not isinstance(size, int) or not isinstance(patch, int):
+def _newlines(kinds: Tensor, pictures: list[list[Picture]]) -> Tensor | None:
+    """bool (B, T): newline tokens; None where there are none. ``kinds`` is on the host."""
+    lines = [[cell.row >= 0 > cell.column for one in row for cell in one.cells(0)] for row in pictures]
+    if not any(map(any, lines)):
         return None
-    return size // patch
-
-
-def cells(config: Any, visual_row: Tensor) -> list[Cell]:
-    """Picture, row and column of every visual token of one sample, in sequence order; ``visual_row`` is bool (T,).
-
-    A run of consecutive tokens is one picture, or several where its length is a multiple of the picture grid.
-    """
-    positions = visual_row.nonzero()[:, 0].tolist()
-    side, out, image = grid_side(config), [], -1
-    for run in _runs(positions):
-        if side and run % side**2 == 0:
-            out += [Cell(image + 1 + i // side**2, i % side**2 // side, i % side) for i in range(run)]
-            image += run // side**2
-        else:
-            image += 1
-            out += [Cell(image, -1, -1)] * run
-    return out
-
-
-def _runs(positions: list[int]) -> list[int]:
-    """Lengths of the runs of consecutive integers."""
-    lengths: list[int] = []
-    for index, position in enumerate(positions):
-        if index and position == positions[index - 1] + 1:
-            lengths[-1] += 1
-        else:
-            lengths.append(1)
-    return lengths
+    return torch.zeros_like(kinds, dtype=torch.bool).masked_scatter(kinds > 0, torch.tensor(sum(lines, [])))

@@ -67,15 +67,46 @@ def hausdorff(a: np.ndarray, b: np.ndarray) -> float:
     return max(forth, back)
 
 
+def shares(total: int, weights: list[int]) -> list[int]:
+    """``total`` dealt out in proportion to the weights: rounded down, the rest one by one to the largest remainder."""
+    whole = sum(weights)
+    out = [total * weight // whole for weight in weights]
+    remainders = [total * weight % whole for weight in weights]
+    while sum(out) < total:
+        best = remainders.index(max(remainders))
+        out[best] += 1
+        remainders[best] = -1
+    return out
+
+
+def select_pictures(
+    visual: np.ndarray, prompt: np.ndarray, lengths: list[int], K: int, K_p: int, k: int, fixed_fold: bool = False
+) -> tuple[list[int], list[bool]]:
+    """``select`` for each picture on its own, with its share of the budget; ``lengths`` are the pictures' tokens."""
+    kept, centres, start = [], [], 0
+    if len(visual) <= K:
+        return select(visual, prompt, K, K_p, k)
+    keep = shares(K, lengths)
+    for length, own, own_p in zip(lengths, keep, shares(K_p, keep), strict=True):
+        fold = k if fixed_fold or not own_p else max(1, math.floor(k * own_p / K_p + 0.5))
+        if own:
+            indices, flags = select(visual[start : start + length], prompt, own, own_p, fold)
+            kept += [start + i for i in indices]
+            centres += flags
+        start += length
+    return kept, centres
+
+
 class SlowLlava:
     """A LLaVA on Llama written out by hand, that recomputes the whole sequence and drops tokens at one layer.
 
     Norms and rotary tables are the model's own, because they round to float32 inside and pruning does not touch them.
-    ``budget(N) -> (K, K_p, k)`` or None for no pruning; ``later`` holds more of them for other layers.
+    ``budget(N) -> (K, K_p, k)`` or None for no pruning; ``later`` holds more of them for other layers. Pictures of
+    ``per_picture`` tokens get a share each, with the same k (``fixed_fold``) or a proportional one; None: no shares.
     """
 
-    def __init__(self, model, budget=None, layer: int = 2, later=None):
-        self.model = model
+    def __init__(self, model, budget=None, layer: int = 2, later=None, per_picture=None, fixed_fold: bool = True):
+        self.model, self.per_picture, self.fixed_fold = model, per_picture, fixed_fold
         self.budgets = ({} if budget is None else {layer: budget}) | (later or {})
         self.decoder = model.model.language_model
         self.config = self.decoder.config
@@ -124,7 +155,8 @@ class SlowLlava:
         prompt = [i for i in text if i > visual[-1]] or [i for i in text if i > 0]
         K, K_p, k = budget(len(visual))
         rows = hidden.to(torch.float64).numpy()
-        kept, _ = select(rows[visual], rows[prompt], K, K_p, k)
+        lengths = [self.per_picture] * (len(visual) // self.per_picture) if self.per_picture else [len(visual)]
+        kept, _ = select_pictures(rows[visual], rows[prompt], lengths, K, K_p, k, self.fixed_fold)
         self.kept.append(kept)
         self.dropped |= {v for i, v in enumerate(visual) if i not in kept}
 
@@ -174,3 +206,140 @@ class SlowLlava:
             answers.append(ids[ends[-1] :])
             logits.append(torch.stack(seen))
         return answers, logits
+
+
+class _Caught(Exception):
+    """Stops a forward pass at the text decoder."""
+
+
+class SlowDecoder:
+    """Any stock model, one sample at a time, without a cache: its decoder layers called one by one on what is left.
+
+    What enters the decoder (embeddings with pictures in place, positions, deepstack) is the model's own, from a stock
+    pass over the whole sequence; masks, the choice of tokens and what is dropped where are written out here.
+    ``budget(N) -> (K, K_p, k)``, or None for no pruning. The model must use SDPA.
+    """
+
+    def __init__(self, model, budget=None, layer: int = 2, fixed_fold: bool = True, per_picture: bool = True):
+        self.model, self.budget, self.layer = model, budget, layer
+        self.fixed_fold, self.per_picture = fixed_fold, per_picture
+        self.decoder = model.get_decoder()
+        names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+        self.visual_ids = {getattr(model.config, name, None) for name in names} - {None}
+        self.dropped: set[int] = set()
+        self.kept: list[list[int]] = []
+
+    def _decoder_input(self, inputs: dict) -> dict:
+        """The keyword arguments of the text decoder in a stock pass."""
+        caught = {}
+
+        def catch(module, args, kwargs):
+            caught.update(kwargs)
+            raise _Caught
+
+        handle = self.decoder.register_forward_pre_hook(catch, with_kwargs=True)
+        try:
+            self.model(**inputs, use_cache=False)
+        except _Caught:
+            pass
+        finally:
+            handle.remove()
+        return caught
+
+    @torch.no_grad()
+    def run(self, inputs: dict, turns: list[tuple[int, int]], pictures: list[list[int]]) -> Tensor:
+        """Logits (T, vocabulary) of one sample.
+
+        ``turns[i]`` are the first and one past the last token given at once in turn i (what follows is generated), and
+        ``pictures[i]`` the lengths of its pictures. A dropped token reads the nearest kept token before it.
+        """
+        self.dropped, self.kept = set(), []
+        given = self._decoder_input(inputs)
+        ids, hidden = inputs["input_ids"][0].tolist(), given["inputs_embeds"][0]
+        positions = given.get("position_ids")
+        if positions is None:
+            positions = torch.arange(len(ids))[None]
+        if positions.ndim == 2 and "mrope_section" in (self.decoder.config.rope_parameters or {}):
+            positions = positions.expand(3, 1, -1)
+        if positions.ndim == 3 and len(positions) == 4:  # Qwen: the first row only serves the mask
+            positions = positions[1:]
+        cos, sin = (part[0] for part in self.decoder.rotary_emb(hidden[None], positions))
+        deep = given.get("deepstack_visual_embeds") or []
+        present = list(range(len(ids)))
+        for index, layer in enumerate(self.decoder.layers):
+            if index == self.layer and self.budget is not None:
+                for (start, end), lengths in zip(turns, pictures, strict=True):
+                    self._choose(ids, hidden, start, end, lengths)
+                present = [i for i in range(len(ids)) if i not in self.dropped]
+                hidden = hidden[present]
+            hidden = self._layer(layer, hidden, cos[present], sin[present], present)
+            if index < len(deep):
+                hidden = hidden.clone()
+                hidden[given["visual_pos_masks"][0]] += deep[index]
+        logits = self.model.lm_head(self.decoder.norm(hidden))
+        return logits[[max([j for j, p in enumerate(present) if p <= i], default=0) for i in range(len(ids))]]
+
+    def _layer(self, layer, hidden: Tensor, cos: Tensor, sin: Tensor, positions: list[int]) -> Tensor:
+        at = torch.tensor(positions)
+        mask = torch.zeros(len(at), len(at), dtype=hidden.dtype).masked_fill(at[None, :] > at[:, None], -math.inf)
+        out = layer(
+            hidden[None],
+            attention_mask=mask[None, None],
+            position_embeddings=(cos[None], sin[None]),
+            position_ids=None,
+            past_key_values=None,
+            use_cache=False,
+        )
+        return (out[0] if isinstance(out, tuple) else out)[0]
+
+    def _choose(self, ids: list[int], hidden: Tensor, start: int, end: int, lengths: list[int]) -> None:
+        visual = [i for i in range(start, end) if ids[i] in self.visual_ids]
+        if not visual:
+            self.kept.append([])
+            return
+        text = [i for i in range(start, end) if ids[i] not in self.visual_ids]
+        prompt = [i for i in text if i > visual[-1]] or [i for i in text if i > 0]
+        assert sum(lengths) == len(visual), (lengths, len(visual))
+        rows = hidden.to(torch.float64).numpy()
+        lengths = lengths if self.per_picture else [len(visual)]
+        kept, _ = select_pictures(rows[visual], rows[prompt], lengths, *self.budget(len(visual)), self.fixed_fold)
+        self.kept.append(kept)
+        self.dropped |= {v for i, v in enumerate(visual) if i not in kept}
+
+    def generate(self, turns: list[tuple[dict, list[int], int]]) -> tuple[list[list[int]], list[Tensor]]:
+        """Greedy answers to (inputs, picture lengths, new tokens) turn after turn, and the logits (new, vocabulary).
+
+        ``inputs`` hold one sample, (1, T) ids and what belongs to their pictures; later turns are appended.
+        """
+        whole: dict = {}
+        spans, pictures, answers, logits = [], [], [], []
+        for inputs, lengths, new in turns:
+            start = whole["input_ids"].shape[1] if whole else 0
+            whole = _append(whole, inputs)
+            spans.append((start, whole["input_ids"].shape[1]))
+            pictures.append(lengths)
+            seen = []
+            for _ in range(new):
+                seen.append(self.run(whole, spans, pictures)[-1])
+                whole = _append(whole, {"input_ids": seen[-1].argmax()[None, None]})
+            answers.append(whole["input_ids"][0, spans[-1][1] :].tolist())
+            logits.append(torch.stack(seen))
+        return answers, logits
+
+
+PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+
+
+def _append(whole: dict, more: dict) -> dict:
+    """One sample's inputs then more of it; what is per token grows along it, the rest has one entry per picture."""
+    out = dict(whole)
+    new = more["input_ids"].shape[1]
+    for name in whole.keys() | more.keys():
+        if name in PER_TOKEN:
+            rest = torch.ones if name == "attention_mask" else torch.zeros
+            before = whole.get(name, rest(1, 0, dtype=torch.int64))
+            after = more.get(name, rest(1, new, dtype=torch.int64))
+            out[name] = torch.cat([before, after], 1)
+        elif name in more:
+            out[name] = torch.cat([whole[name], more[name]]) if name in whole else more[name]
+    return out

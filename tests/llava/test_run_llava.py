@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from llava.eval import run_llava
-from llava.eval.mob_flags import DEFAULT, count_or_share, resolve
 from llava.eval.prompts import build_prompt, place_images
 from llava.scenes.checkpoint import PATH
 from llava.scenes.generator import sample
 from llava.scenes.questions import ASK
+from mob.flags import DEFAULT, count_or_share, resolve
 
 ROOT = Path(__file__).parents[2]
 QUESTION = "what number is on the sign?"

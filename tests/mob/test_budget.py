@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mob.budget import SCHEDULES, Budget, budget, keep_count, prompt_share, round_half_up
+from mob.budget import SCHEDULES, Budget, budget, keep_count, prompt_share, round_half_up, split
 
 # (K_p, k) at K = 64, 128, 192 of 576; k is 3 K_p / 40 or K_p / 8, halves up.
 PRINTED = {
@@ -139,3 +139,26 @@ def test_interpolation_is_linear_and_holds_the_ends():
 def test_errors_say_what_is_wrong(arguments, message):
     with pytest.raises(ValueError, match=message):
         budget(576, **arguments)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.data())
+def test_split_adds_up_and_stays_within(lengths, data):
+    N = sum(lengths)
+    K = data.draw(st.integers(1, N))
+    whole = budget(N, K, K_p=data.draw(st.integers(0, K)), k=data.draw(st.integers(1, 9)))
+    parts = split(whole, lengths)
+    assert [part.N for part in parts] == lengths
+    assert sum(part.K for part in parts) == K and sum(part.K_p for part in parts) == whole.K_p
+    for part in parts:
+        assert 0 <= part.K_p <= part.K <= part.N and part.k >= 1
+        assert abs(part.K - K * part.N / N) < 1
+    assert [part.k for part in split(whole, lengths, fixed_fold=True)] == [whole.k] * len(lengths)
+
+
+def test_split_by_hand():
+    whole = budget(100, 10, K_p=4, k=4)
+    assert split(whole, [50, 50]) == [Budget(50, 5, 2, 2)] * 2
+    assert split(whole, [96, 3, 1]) == [Budget(96, 10, 4, 4), Budget(3, 0, 0, 4), Budget(1, 0, 0, 4)]
+    assert split(whole, [25, 25, 25, 25]) == [Budget(25, 3, 1, 1)] * 2 + [Budget(25, 2, 1, 1)] * 2
+    with pytest.raises(ValueError, match="do not add up to N=100"):
+        split(whole, [50, 40])

@@ -23,8 +23,8 @@ EXACT = pytest.param(torch.float64, "sdpa", 1e-6, id="float64-sdpa")
 EAGER = pytest.param(torch.float32, "eager", 1e-4, id="float32-eager")
 
 
-def reference(model, layer=2, keep=K):
-    return SlowLlava(model.double(), lambda n: (keep, K_P, FOLD), layer)
+def reference(model, layer=2, keep=K, per_picture=True):
+    return SlowLlava(model.double(), lambda n: (keep, K_P, FOLD), layer, per_picture=PATCHES if per_picture else None)
 
 
 def per_sample_pixels(pixels):
@@ -33,9 +33,9 @@ def per_sample_pixels(pixels):
     return [part if len(part) else None for part in split]
 
 
-def slow_answers(model, pixels, layer=2, new=NEW):
+def slow_answers(model, pixels, layer=2, new=NEW, **options):
     """Reference answers and logits, sample by sample."""
-    slow = reference(model, layer)
+    slow = reference(model, layer, **options)
     results = [slow.generate([(ids, px, new)]) for ids, px in zip(SAMPLES, per_sample_pixels(pixels), strict=True)]
     return [answers[0] for answers, _ in results], torch.stack([logits[0] for _, logits in results])
 
@@ -60,6 +60,20 @@ def test_generate_equals_the_reference(dtype, attention, tolerance, layer):
     assert (got.double() - logits.float().double()).abs().max() <= tolerance * max(1.0, logits.abs().max())
     assert [record.N for record in pruning.records] == [PATCHES, 2 * PATCHES, 0]
     assert [len(record.keep_indices) for record in pruning.records] == [K, K, 0]
+
+
+def test_one_budget_over_all_pictures():
+    model, pixels = llava(), pictures(3)
+    with mob.prune(model, K=K, K_p=K_P, k=FOLD, per_picture=False) as pruning:
+        out, answers = generate(model, batch(*SAMPLES), pixels)
+    slow, logits = slow_answers(model, pixels, per_picture=False)
+    assert answers.tolist() == slow
+    assert (torch.stack(out.logits, 1) - logits.float()).abs().max() < 1e-5
+    with mob.prune(model, K=K, K_p=K_P, k=FOLD) as each:
+        generate(model, batch(*SAMPLES), pixels)
+    both, shared = each.records[1], pruning.records[1]
+    assert sorted(both.image) == [0, 0, 0, 1, 1, 1] and both.keep_indices != shared.keep_indices
+    assert each.records[0].keep_indices == pruning.records[0].keep_indices  # one picture: no difference
 
 
 def test_short_layers_really_are_short():

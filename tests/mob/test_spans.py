@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mob.spans import Cell, cells, find_real, find_spans, find_visual, visual_token_ids
-from tiny import IMAGE, NONE, ONE, PATCHES, TWO, batch, llava, llava_config
+from mob.layout import IMAGE as PICTURE
+from mob.layout import VIDEO
+from mob.spans import find_kinds, find_real, find_spans, visual_token_ids
+from tiny import IMAGE, NONE, ONE, TWO, batch, llava, llava_config
 
 
 def spans(*rows, first_pass=True):
@@ -18,7 +20,7 @@ def spans(*rows, first_pass=True):
     def where(wanted):
         return torch.tensor([[letter in wanted for letter in row] for row in letters])
 
-    return find_spans(where("v"), where("vat"), where("a"), first_pass)
+    return find_spans(where("v").to(torch.uint8), where("vat"), where("a"), first_pass)
 
 
 def places(mask):
@@ -62,7 +64,7 @@ def test_placeholders_under_padding_do_not_count():
     """A pad token may share its id with the placeholder."""
     visual = torch.tensor([[True, True, False, True, True, False]])
     real = torch.tensor([[False, False, True, True, True, True]])
-    found = find_spans(visual, real, None, True)
+    found = find_spans(visual.to(torch.uint8), real, None, True)
     assert places(found.visual) == [[3, 4]] and places(found.prompt) == [[5]]
 
 
@@ -71,15 +73,16 @@ def test_placeholders_by_id_and_by_embedding(pad):
     model = llava()
     ids = batch(ONE, TWO, NONE, pad=pad)["input_ids"]
     embed = model.get_input_embeddings()
-    by_id = find_visual(model.config, ids, None, embed)
-    assert torch.equal(by_id, ids == IMAGE)
-    assert torch.equal(find_visual(model.config, None, embed(ids), embed), by_id)
+    by_id = find_kinds(model.config, ids, None, embed)
+    assert torch.equal(by_id, (ids == IMAGE).to(torch.uint8))
+    assert torch.equal(find_kinds(model.config, None, embed(ids), embed), by_id)
 
 
 def test_token_ids_of_pictures_and_videos():
-    assert visual_token_ids(llava_config()) == [IMAGE]
-    assert visual_token_ids(SimpleNamespace(image_token_id=7, video_token_id=8, video_token_index=None)) == [7, 8]
-    assert visual_token_ids(SimpleNamespace()) == []
+    assert visual_token_ids(llava_config()) == {IMAGE: PICTURE}
+    config = SimpleNamespace(image_token_id=7, video_token_id=8, video_token_index=None)
+    assert visual_token_ids(config) == {7: PICTURE, 8: VIDEO}
+    assert visual_token_ids(SimpleNamespace()) == {}
 
 
 def test_without_a_mask_everything_is_real():
@@ -113,38 +116,3 @@ def test_infinity_blocks_too():
 def test_other_masks_are_errors():
     with pytest.raises(ValueError, match="give a .batch, length. mask"):
         find_real(torch.ones(1, 3, 3), torch.zeros(1, 3, dtype=torch.bool), 0)
-
-
-def seen(ids):
-    return cells(llava_config(), torch.tensor(ids) == IMAGE)
-
-
-def grid(image):
-    return [Cell(image, row, column) for row in range(4) for column in range(4)]
-
-
-def test_cells_of_one_picture():
-    assert seen(ONE) == grid(0)
-
-
-def test_cells_of_interleaved_pictures():
-    assert seen(TWO) == grid(0) + grid(1)
-
-
-def test_cells_of_adjacent_pictures():
-    """Two pictures without text between them are one run of placeholders."""
-    assert seen([1, *[IMAGE] * 2 * PATCHES, 30, *[IMAGE] * PATCHES]) == grid(0) + grid(1) + grid(2)
-
-
-def test_runs_that_are_no_grid_have_no_cells():
-    assert seen([1, *[IMAGE] * 5, 30, *[IMAGE] * PATCHES]) == [Cell(0, -1, -1)] * 5 + grid(1)
-    unknown = SimpleNamespace(vision_config=None)
-    assert cells(unknown, torch.tensor([False, True, True, False, True])) == [
-        Cell(0, -1, -1),
-        Cell(0, -1, -1),
-        Cell(1, -1, -1),
-    ]
-
-
-def test_text_has_no_cells():
-    assert seen(NONE) == []

@@ -22,12 +22,12 @@ from PIL import Image
 from transformers import TextStreamer
 from transformers.utils import logging as transformers_logging
 
-from llava.eval.mob_flags import add_mob_flags, resolve
 from llava.eval.prompts import build_prompt, encode
 from llava.mm_utils import get_model_name_from_path, load_images, process_images, seen_box
 from llava.model.builder import best_device, load_pretrained_model
 from mob import MoBConfig, RetainedPatches
 from mob.cost import cost
+from mob.flags import add_mob_flags, resolve
 from mob.picture import overlay
 
 EMBEDDED = Path(__file__).parent.parent / "scenes" / "checkpoint"

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mob import MoBConfig
+from mob.config import MoBConfig
 
 # What "on" means when nothing else says how much to keep: a third of the visual tokens.
 DEFAULT = {"K": 1 / 3}
@@ -18,6 +18,8 @@ _KEYS = {
     "mob_layer": "l_idx",
     "mob_method": "method",
     "mob_schedule": "schedule",
+    "mob_per_picture": "per_picture",
+    "mob_keep_newlines": "keep_newlines",
 }
 
 
@@ -29,6 +31,9 @@ def add_mob_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--mob-layer", type=int, help="decoder layer at whose entry the others leave (2)")
     group.add_argument("--mob-method", help="rule: mob, visual, prompt, random (mob)")
     group.add_argument("--mob-schedule", help="paper's schedule for what is not given: default, strong, weak")
+    switch = argparse.BooleanOptionalAction
+    group.add_argument("--mob-per-picture", action=switch, help="split the budget over the pictures of a prompt (yes)")
+    group.add_argument("--mob-keep-newlines", action=switch, help="newline tokens of tiled pictures always stay (no)")
     group.add_argument("--mob-config", type=Path, help="JSON file with a MoB_config; other flags win over it")
     group.add_argument("--mob-off", action="store_true", help="do not prune, whatever the checkpoint says")
 

@@ -1,0 +1,313 @@
+"""How the visual tokens of a picture or video are laid out: grids, newlines, frames; per model family.
+
+With ``mob/spans.py`` the only file of ``mob`` that knows families. Lengths are exact where the model says how large its
+pictures are (sizes, grids, encoded features), and guessed from runs of placeholders where it does not.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+IMAGE, VIDEO = 1, 2  # what a placeholder stands for; 0 is text
+NOTE = "mob_picture"
+ENCODERS = {"get_image_features": IMAGE, "get_video_features": VIDEO}
+
+
+class Cell(NamedTuple):
+    """Which picture of the sample a visual token shows, and where: view (tile level or frame), row, column.
+
+    A newline token has its row and column -1; where there is no grid (CLS tokens, unknown layouts) both are -1.
+    """
+
+    image: int
+    view: int
+    row: int
+    column: int
+
+
+@dataclass(frozen=True)
+class View:
+    """``head`` tokens without a place, then ``rows`` of ``columns``, each row ended by a newline or not."""
+
+    rows: int
+    columns: int
+    newline: bool = False
+    head: int = 0
+
+    @property
+    def length(self) -> int:
+        return self.head + self.rows * (self.columns + self.newline)
+
+
+NEWLINE = View(1, 0, newline=True)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture (its views: whole, then tiles) or one video (its frames), in the order of its tokens."""
+
+    views: tuple[View, ...]
+
+    @property
+    def length(self) -> int:
+        return sum(view.length for view in self.views)
+
+    @property
+    def grids(self) -> list[list[int]]:
+        """[rows, columns] of every view."""
+        return [[view.rows, view.columns] for view in self.views]
+
+    def without_newlines(self) -> Picture:
+        return Picture(tuple(replace(view, newline=False) for view in self.views))
+
+    def cells(self, number: int) -> list[Cell]:
+        """The place of every token; ``number`` counts pictures within a sample."""
+        out = []
+        for index, view in enumerate(self.views):
+            out += [Cell(number, index, -1, -1)] * view.head
+            for row in range(view.rows):
+                out += [Cell(number, index, row, column) for column in range(view.columns)]
+                out += [Cell(number, index, row, -1)] * view.newline
+        return out
+
+
+def unknown(length: int) -> Picture:
+    """Tokens without places."""
+    return Picture((View(0, 0, head=length),))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What a call says about its pictures
+
+
+def declared(config: Any, kwargs: dict[str, Any]) -> dict[int, list[Picture]]:
+    """Pictures and videos that the keyword arguments of a model (or of its encoder) describe, in order, by kind."""
+    out: dict[int, list[Picture]] = {}
+    for kind, name in ((IMAGE, "image_grid_thw"), (VIDEO, "video_grid_thw")):
+        if isinstance(kwargs.get(name), Tensor):
+            merge = getattr(config.vision_config, "spatial_merge_size", 1)
+            out[kind] = [_frames(t, h // merge, w // merge) for t, h, w in kwargs[name].tolist()]
+    sizes = kwargs.get("image_sizes")
+    if sizes is not None and getattr(config, "image_grid_pinpoints", None):
+        counts = kwargs.get("batch_num_images")
+        tiled = [True] * len(sizes) if counts is None else [n == 1 for n in _ints(counts) for _ in range(n)]
+        pairs = [_ints(size) for size in sizes]
+        out[IMAGE] = [tiles(config, *size) if cut else one_view(config) for size, cut in zip(pairs, tiled, strict=True)]
+    encoded = kwargs.get("mm_encoder_outputs") or {}
+    for kind, name in ((IMAGE, "image"), (VIDEO, "video")):
+        features = getattr(encoded.get(name), "pooler_output", None)
+        pictures = [getattr(one, NOTE, None) for one in features] if isinstance(features, (list, tuple)) else []
+        if pictures and None not in pictures:
+            out[kind] = pictures
+    return out
+
+
+def tiles(config: Any, height: int, width: int) -> Picture:
+    """A LLaVA-NeXT or OneVision picture: the whole as one square view, then its tiles without their padding."""
+    side = grid_side(config)
+    rows, columns = tile_grid(config, height, width)
+    limit = _most_tiles(config)
+    if limit:  # OneVision shrinks what would be more than nine tiles; the same numbers as its interpolation
+        ratio = math.sqrt(rows * columns / (limit * side**2))
+        if ratio > 1.1:
+            rows, columns = int(rows // ratio), int(columns // ratio)
+    return Picture((View(side, side), View(rows, columns, newline=True)))
+
+
+def tile_grid(config: Any, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of tokens over all tiles of a picture, padding cut away."""
+    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+
+    side = grid_side(config)
+    pinpoints = [list(size) for size in config.image_grid_pinpoints]
+    down, across = get_anyres_image_grid_shape((height, width), pinpoints, config.vision_config.image_size)
+    rows, columns = down * side, across * side
+    # The original truncates where transformers first rounds to seven digits: 27.999999999 is 27 there and 28 here.
+    whole = int if truncates(config) else lambda value: int(round(value, 7))
+    if width / height > columns / rows:
+        return rows - 2 * ((rows - whole(height * (columns / width))) // 2), columns
+    return rows, columns - 2 * ((columns - whole(width * (rows / height))) // 2)
+
+
+def truncates(config: Any) -> bool:
+    """Whether padding is cut by the rule of the original repository, whose configs name their way of merging tiles."""
+    return getattr(config, "mm_patch_merge_type", None) == "spatial_unpad"
+
+
+def one_view(config: Any) -> Picture:
+    """A OneVision picture among several: one view and a newline."""
+    return Picture((View(grid_side(config), grid_side(config)), NEWLINE))
+
+
+def _most_tiles(config: Any) -> int | None:
+    aspect = getattr(config, "vision_aspect_ratio", None) or ""
+    return int(aspect.removeprefix("anyres_max_")) if aspect.startswith("anyres_max_") else None
+
+
+def _frames(count: int, rows: int, columns: int, head: int = 0) -> Picture:
+    return Picture((View(rows, columns, head=head),) * count)
+
+
+def _ints(values: Tensor | Iterable[Any]) -> list[int]:
+    return [int(value) for value in (values.tolist() if isinstance(values, Tensor) else values)]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# generate encodes pictures before the first pass and forgets their sizes: they are noted on the features
+
+
+class Noting:
+    """Stands before an encoder method of a model while pruning is on; notes on each picture's features their layout."""
+
+    def __init__(self, base: nn.Module, name: str) -> None:
+        self.base, self.name = base, name
+
+    @property
+    def __signature__(self) -> inspect.Signature:  # generate asks for it
+        return inspect.signature(self._method)
+
+    @property
+    def _method(self) -> Any:
+        return getattr(type(self.base), self.name).__get__(self.base)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self._method(*args, **kwargs)
+        given = inspect.signature(self._method).bind(*args, **kwargs)
+        given.apply_defaults()
+        pictures = declared(self.base.config, dict(given.arguments)).get(ENCODERS[self.name])
+        features = getattr(output, "pooler_output", None)
+        if pictures and isinstance(features, (list, tuple)) and len(features) == len(pictures):
+            for one, picture in zip(features, pictures, strict=True):
+                setattr(one, NOTE, picture)
+        return output
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What runs of placeholders look like
+
+
+def guess(config: Any, kind: int, length: int) -> list[Picture]:
+    """The picture, or pictures, that a run of ``length`` placeholders of one kind probably is."""
+    side = grid_side(config)
+    if side and kind == VIDEO:
+        frame, tail = _frame(config, side)
+        count, rest = divmod(length - sum(view.length for view in tail), frame.length)
+        return [Picture((frame,) * count + tail)] if count > 0 and not rest else [unknown(length)]
+    head = getattr(config, "vision_feature_select_strategy", None) == "full" and _has_cls(config)
+    for one in (Picture((View(side or 0, side or 0, head=int(head)),)), Picture((_square(config),))):
+        if one.length and length % one.length == 0:
+            return [one] * (length // one.length)
+    return [unknown(length)]
+
+
+def _frame(config: Any, side: int) -> tuple[View, tuple[View, ...]]:
+    """One frame of a video, and what follows the last one."""
+    kind = getattr(config, "model_type", None)
+    if kind == "video_llava":
+        return View(side, side, head=1), ()
+    if kind == "llava_next_video":
+        pooled = side // getattr(config, "spatial_pool_stride", 2)
+        return View(pooled, pooled), ()
+    if kind == "llava_onevision":
+        return View(math.ceil(side / 2), math.ceil(side / 2)), (NEWLINE,)
+    return View(side, side), ()
+
+
+def _has_cls(config: Any) -> bool:
+    return "siglip" not in getattr(config.vision_config, "model_type", "")
+
+
+def _square(config: Any) -> View:
+    """The grid of models that shrink their tower's grid (InternVL, Idefics3) and say only how many tokens are left."""
+    length = getattr(config, "image_seq_length", None)
+    side = math.isqrt(length) if isinstance(length, int) and length > 0 else 0
+    return View(side, side) if side**2 == length else View(0, 0)
+
+
+def grid_side(config: Any) -> int | None:
+    """Side of the square grid of patches that the tower makes of one view, where the config fixes it."""
+    vision = getattr(config, "vision_config", None)
+    size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    size, patch = (v[0] if isinstance(v, (list, tuple)) else v for v in (size, patch))
+    if not isinstance(size, int) or not isinstance(patch, int):
+        return None
+    return size // patch
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Pictures of a batch
+
+
+def arrange(config: Any, kinds: Sequence[Sequence[int]], given: dict[int, list[Picture]]) -> list[list[Picture]]:
+    """The pictures of every sample, in the order of their tokens.
+
+    Args:
+        kinds: per sample, what each of its tokens is (0, IMAGE or VIDEO).
+        given: what ``declared`` found, for the whole batch.
+
+    Declared pictures are used where they fill the placeholders of every sample exactly; a later turn may declare
+    earlier ones again, then the last count. Otherwise runs of placeholders are guessed.
+    """
+    runs = [_runs(row) for row in kinds]
+    found = _deal(config, runs, given)
+    if found is None and len(kinds) == 1:
+        last = {kind: _last(pictures, kinds[0].count(kind)) for kind, pictures in given.items()}
+        found = _deal(config, runs, last)
+    return found or [[one for kind, n in row for one in guess(config, kind, n)] for row in runs]
+
+
+def _deal(
+    config: Any, runs: list[list[tuple[int, int]]], given: dict[int, list[Picture]]
+) -> list[list[Picture]] | None:
+    """Declared pictures dealt out to the samples, guesses for kinds that are not declared; None where they do not fit.
+
+    A picture may lie on several runs: Qwen3-VL writes the time before every frame of a video.
+    """
+    queues = {kind: iter(pictures) for kind, pictures in given.items()}
+    out = []
+    for row in runs:
+        pictures: list[Picture] = []
+        missing = dict.fromkeys(queues, 0)  # tokens that the current picture of a kind still needs
+        for kind, length in row:
+            if kind not in queues:
+                pictures += guess(config, kind, length)
+                continue
+            missing[kind] -= length
+            while missing[kind] < 0:
+                picture = next(queues[kind], None)
+                if picture is None:
+                    return None
+                pictures.append(picture)
+                missing[kind] += picture.length
+        if any(missing.values()):
+            return None
+        out.append(pictures)
+    return None if any(next(queue, None) for queue in queues.values()) else out
+
+
+def _last(pictures: list[Picture], length: int) -> list[Picture]:
+    """The last pictures that have ``length`` tokens together."""
+    start = len(pictures)
+    while start and length > 0:
+        start -= 1
+        length -= pictures[start].length
+    return pictures[start:]
+
+
+def _runs(row: Sequence[int]) -> list[tuple[int, int]]:
+    """(kind, length) of each run of consecutive placeholders of one kind."""
+    runs: list[list[int]] = []
+    before = 0
+    for kind in row:
+        if kind and kind == before:
+            runs[-1][1] += 1
+        elif kind:
+            runs.append([kind, 1])
+        before = kind
+    return [(kind, length) for kind, length in runs]
