@@ -108,6 +108,31 @@ def declared(config: Any, kwargs: dict[str, Any]) -> dict[int, list[Picture]]:
     return out
 
 
+def picture_of(config: Any, size: tuple[int, int] | None, alone: bool = True) -> Picture:
+    """The tokens of one picture of the LLaVA families.
+
+    Args:
+        size: (height, width) in pixels; not needed where pictures are not cut into tiles.
+        alone: the only picture of its sample; OneVision cuts no others into tiles.
+
+    Raises:
+        ValueError: the size is needed and missing.
+    """
+    if not getattr(config, "image_grid_pinpoints", None):
+        return Picture((_whole(config),))
+    if config.model_type == "llava_onevision" and not alone:
+        return one_view(config)
+    if size is None:
+        raise ValueError("image_sizes is needed: the (width, height) of each picture before it was processed")
+    return tiles(config, *size)
+
+
+def video_of(config: Any, frames: int) -> Picture:
+    """The tokens of a video of so many frames, in the LLaVA families."""
+    frame, tail = _frame(config, grid_side(config))
+    return Picture((frame,) * frames + tail)
+
+
 def tiles(config: Any, height: int, width: int) -> Picture:
     """A LLaVA-NeXT or OneVision picture: the whole as one square view, then its tiles without their padding."""
     side = grid_side(config)
@@ -199,8 +224,7 @@ def guess(config: Any, kind: int, length: int) -> list[Picture]:
         frame, tail = _frame(config, side)
         count, rest = divmod(length - sum(view.length for view in tail), frame.length)
         return [Picture((frame,) * count + tail)] if count > 0 and not rest else [unknown(length)]
-    head = getattr(config, "vision_feature_select_strategy", None) == "full" and _has_cls(config)
-    for one in (Picture((View(side or 0, side or 0, head=int(head)),)), Picture((_square(config),))):
+    for one in (Picture((_whole(config),)), Picture((_square(config),))):
         if one.length and length % one.length == 0:
             return [one] * (length // one.length)
     return [unknown(length)]
@@ -219,8 +243,11 @@ def _frame(config: Any, side: int) -> tuple[View, tuple[View, ...]]:
     return View(side, side), ()
 
 
-def _has_cls(config: Any) -> bool:
-    return "siglip" not in getattr(config.vision_config, "model_type", "")
+def _whole(config: Any) -> View:
+    """The grid of the tower for a picture that is not cut, with its CLS token where that is not dropped."""
+    side = grid_side(config) or 0
+    full = getattr(config, "vision_feature_select_strategy", None) == "full"
+    return View(side, side, head=int(full and "siglip" not in getattr(config.vision_config, "model_type", "")))
 
 
 def _square(config: Any) -> View:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from PIL import Image, ImageDraw, ImageFont
 
 from mob.record import RetainedPatches
@@ -15,20 +17,20 @@ Box = tuple[float, float, float, float]
 
 
 def overlay(
-    image: Image.Image,
+    image: Image.Image | Sequence[Image.Image],
     record: RetainedPatches,
     *,
-    grid: tuple[int, int],
+    grid: tuple[int, int] | None = None,
     number: int = 0,
     box: Box | None = None,
     legend: bool = True,
 ) -> Image.Image:
-    """Draw the kept patches of one picture over it.
+    """Draw the kept patches of one picture over it; a picture with several views, or a video, once for each view.
 
     Args:
-        image: the picture as the user gave it.
+        image: the picture as the user gave it, or the frames of a video, spread evenly over the record's views.
         record: what was kept.
-        grid: rows and columns of the token grid.
+        grid: rows and columns of the token grid, where the record does not say.
         number: which picture of the sample this is, counted from 0.
         box: (left, top, right, bottom) of the region that the grid covers, in pixels of ``image``; the model may have
             seen a crop, or a padded square that reaches beyond the picture. Default: the whole picture.
@@ -36,23 +38,61 @@ def overlay(
 
     Returns:
         A new RGB picture, enlarged where the input is small.
+
+    Raises:
+        ValueError: neither the record nor ``grid`` says how the tokens lie.
     """
+    grids = [grid] if grid else (record.grids[number] if number < len(record.grids) else [])
+    views = [(view, tuple(shape)) for view, shape in enumerate(grids) if shape[0] * shape[1]]
+    if not views:
+        raise ValueError("this record does not say how its tokens lie: give grid=(rows, columns)")
+    frames = list(image) if isinstance(image, Sequence) else [image]
+    panels = []
+    for at, (view, shape) in enumerate(views):
+        frame = frames[at * len(frames) // len(views)]
+        cells = [
+            (row, column, prompt)
+            for which, seen, row, column, prompt in zip(
+                record.image, record.view, record.row, record.column, record.prompt_center, strict=True
+            )
+            if which == number and seen == view and row >= 0 and column >= 0
+        ]
+        panels.append(_panel(frame, shape, cells, box))
+    canvas = panels[0] if len(panels) == 1 else _sheet(panels)
+    return _with_legend(canvas, record) if legend else canvas
+
+
+def _panel(image: Image.Image, grid: tuple[int, int], cells: list[tuple[int, int, bool]], box: Box | None):
+    """One view: everything dimmed but the kept cells, (row, column, is a prompt centre)."""
     scale = min(max(1.0, _SMALLEST / min(image.size)), max(1.0, _LARGEST / max(image.size)))
-    size = tuple(round(side * scale) for side in image.size)
+    size = tuple(max(1, round(side * scale)) for side in image.size)
     bright = image.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC)
     box = tuple(v * scale for v in (box or (0, 0, *image.size)))
     canvas = Image.blend(Image.new("RGB", size), bright, _DIM)
     pen = ImageDraw.Draw(canvas)
     width = max(2, round(min(size) / 250))
-    for which, row, column, prompt in zip(record.image, record.row, record.column, record.prompt_center, strict=True):
-        if which != number or row < 0:
-            continue
+    for row, column, prompt in cells:
         cell = _cell(box, grid, row, column, size)
         if cell[0] >= cell[2] or cell[1] >= cell[3]:
             continue  # lies in the padding
         canvas.paste(bright.crop(cell), cell[:2])
         pen.rectangle((cell[0], cell[1], cell[2] - 1, cell[3] - 1), outline=colour(prompt), width=width)
-    return _with_legend(canvas, record) if legend else canvas
+    return canvas
+
+
+def _sheet(panels: list[Image.Image]) -> Image.Image:
+    """Panels of one size, row by row: two beside each other, frames of a video up to four."""
+    across = min(len(panels), 4)
+    width, height = panels[0].size
+    scale = min(1.0, _LARGEST / (width * across))
+    width, height = max(1, round(width * scale)), max(1, round(height * scale))
+    gap = 6
+    down = -(-len(panels) // across)
+    sheet = Image.new("RGB", (across * (width + gap) - gap, down * (height + gap) - gap), (24, 24, 24))
+    for number, panel in enumerate(panels):
+        place = number % across * (width + gap), number // across * (height + gap)
+        sheet.paste(panel.resize((width, height)), place)
+    return sheet
 
 
 def colour(prompt_center: bool) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import re
@@ -14,11 +15,16 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    MistralConfig,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 IMAGE_SIZE, PATCH = 28, 14
 VOCABULARY = 320
@@ -98,6 +104,31 @@ def model(seed: int = 0) -> LlavaForConditionalGeneration:
     return LlavaForConditionalGeneration(config).eval()
 
 
+PINPOINTS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]  # (width, height), as the original writes them
+
+
+def next_model(seed: int = 0, mistral: bool = False) -> LlavaNextForConditionalGeneration:
+    """The same sizes as a LLaVA-1.6; packed by the stock rule, so pictures are chosen on which both rules agree."""
+    torch.manual_seed(seed)
+    text = model().config.text_config.to_dict()
+    text = {key: text[key] for key in TEXT_KEYS}
+    config = LlavaNextConfig(
+        vision_config=vision_config(),
+        text_config=MistralConfig(**text, sliding_window=None) if mistral else LlamaConfig(**text),
+        image_token_index=VOCABULARY - 1,
+        vision_feature_layer=-2,
+        projector_hidden_act="gelu",
+        image_grid_pinpoints=[pair[::-1] for pair in PINPOINTS],
+    )
+    made = LlavaNextForConditionalGeneration(config).eval()
+    torch.nn.init.normal_(made.model.image_newline)
+    return made
+
+
+TEXT_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+TEXT_KEYS += ("num_key_value_heads", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
 def tower_folder(folder: Path, source: LlavaForConditionalGeneration) -> Path:
     """The vision tower on its own, as ``openai/clip-vit-large-patch14-336`` is."""
     tower = CLIPVisionModel(source.config.vision_config)
@@ -116,6 +147,56 @@ ORIGINAL_NAMES = (
 )
 
 
+NEXT = {
+    "image_aspect_ratio": "anyres",
+    "mm_patch_merge_type": "spatial_unpad",
+    "image_grid_pinpoints": PINPOINTS,
+    "tokenizer_model_max_length": 4096,
+}
+
+
+def lora_folder(folder: Path, source: LlavaForConditionalGeneration, **extra) -> LlavaForConditionalGeneration:
+    """A LoRA of rank 2 on the linear layers of the language model, with its projector; returns the merged model."""
+    import peft
+
+    merged = copy.deepcopy(source)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in merged.model.multi_modal_projector.parameters():
+            parameter.normal_()
+    layers = merged.model.language_model.layers
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=targets, task_type="CAUSAL_LM", **extra)
+    folder.mkdir(parents=True)
+    adapter = {}
+    for number, layer in enumerate(layers):
+        for name, linear in layer.named_modules():
+            if not name.endswith(tuple(targets)):
+                continue
+            a, b = torch.randn(2, linear.in_features) / 8, torch.randn(linear.out_features, 2)
+            prefix = f"base_model.model.model.layers.{number}.{name}"
+            adapter |= {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}
+            linear.weight.data += (3.0 if not extra.get("use_rslora") else 6 / 2**0.5) * (b @ a)
+    config.save_pretrained(folder)
+    save_file(adapter, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    projector = {k: v for k, v in original_weights(merged, False).items() if "mm_projector" in k or "newline" in k}
+    torch.save(
+        {f"base_model.model.{name}": value for name, value in projector.items()}, folder / "non_lora_trainables.bin"
+    )
+    return merged
+
+
+def base_folder(folder: Path, source: LlavaForConditionalGeneration) -> Path:
+    """The language model alone, as ``lmsys/vicuna-7b-v1.5``."""
+    text = source.config.text_config
+    language = LlamaForCausalLM(text)
+    state = {k.replace("model.language_model.", "model."): v for k, v in source.state_dict().items()}
+    language.load_state_dict({k: v for k, v in state.items() if k in language.state_dict()})
+    language.save_pretrained(folder)
+    sentencepiece_model(folder)
+    return folder
+
+
 def original_weights(source: LlavaForConditionalGeneration, tower: bool) -> dict[str, torch.Tensor]:
     """State dict under the original names, with the buffers that old files carry."""
     out = {}
@@ -129,20 +210,10 @@ def original_weights(source: LlavaForConditionalGeneration, tower: bool) -> dict
     return out
 
 
-def original_folder(
-    folder: Path,
-    tower: Path,
-    source: LlavaForConditionalGeneration,
-    *,
-    weights: str = "bin",
-    with_tower: bool = False,
-    **extra,
-) -> Path:
-    """A folder like ``liuhaotian/llava-v1.5-7b``: two .bin shards with an index, or one safetensors file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sentencepiece_model(folder)
+def original_config(tower: Path, source: LlavaForConditionalGeneration, with_tower: bool = False, **extra) -> dict:
+    """config.json as the original writes it."""
     text = source.config.text_config
-    config = {
+    config: dict = {
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava",
         "vocab_size": VOCABULARY,
@@ -174,7 +245,22 @@ def original_folder(
         "unfreeze_mm_vision_tower": with_tower,
         "use_mm_proj": True,
     }
-    (folder / "config.json").write_text(json.dumps(config | extra))
+    return config | extra
+
+
+def original_folder(
+    folder: Path,
+    tower: Path,
+    source: LlavaForConditionalGeneration,
+    *,
+    weights: str = "bin",
+    with_tower: bool = False,
+    **extra,
+) -> Path:
+    """A folder like ``liuhaotian/llava-v1.5-7b``: two .bin shards with an index, or one safetensors file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sentencepiece_model(folder)
+    (folder / "config.json").write_text(json.dumps(original_config(tower, source, with_tower, **extra)))
     state = original_weights(source, with_tower)
     if weights == "safetensors":
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -199,12 +285,15 @@ def stock_folder(folder: Path, source: LlavaForConditionalGeneration) -> Path:
         "{% for m in messages %}USER: {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n"
         "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %} ASSISTANT:"
     )
-    copy = model()
-    copy.load_state_dict(source.state_dict())
-    copy.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
-    copy.config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
-    copy.save_pretrained(folder)
+    twin = copy.deepcopy(source)
+    twin.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
+    twin.config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
+    twin.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size).save_pretrained(folder)
+    sizes = {"size": {"shortest_edge": IMAGE_SIZE}, "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE}}
+    if source.config.model_type == "llava_next":
+        pinpoints = source.config.image_grid_pinpoints
+        LlavaNextImageProcessorPil(**sizes, image_grid_pinpoints=pinpoints).save_pretrained(folder)
+    else:
+        CLIPImageProcessorPil(**sizes).save_pretrained(folder)
     return folder

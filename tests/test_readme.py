@@ -44,8 +44,8 @@ def test_python_snippets(workplace, monkeypatch):
         if number == 1:  # the snippet that says `inputs` without making them
             prompt = "USER: <image>\ndescribe the picture ASSISTANT:"
             ids = tokenizer_image_token(prompt, space["tokenizer"], IMAGE_TOKEN_INDEX, return_tensors="pt")[None]
-            ids, mask, pixels = space["model"].expand_images(ids, None, torch.zeros(1, 3, 28, 28))
-            space["inputs"] = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels, "max_new_tokens": 2}
+            space["inputs"] = space["model"].expand_images(ids, None, torch.zeros(1, 3, 28, 28))
+            space["inputs"]["max_new_tokens"] = 2
         exec(compile(code, f"README snippet {number}", "exec"), space)
     assert space["model"].config.MoB_config["K"] == 64
     assert space["record"].K == 4 and len(space["record"].keep_indices) == 4

@@ -68,13 +68,13 @@ def get_anyres_image_grid_shape(image_size: Size, grid_pinpoints: str | Sequence
 
     ``patch_size`` is the side of a tile (the vision tower's input), not of a ViT patch.
     """
-    return _tiling(select_best_resolution(image_size, _pinpoints(grid_pinpoints)), patch_size)
+    return _tiling(select_best_resolution(image_size, read_pinpoints(grid_pinpoints)), patch_size)
 
 
 def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: str | Sequence[Size]) -> torch.Tensor:
     """[1 + T, 3, H, W]: the whole picture squeezed into one square view, then its T tiles row by row."""
     image = image.convert("RGB")
-    resolution = select_best_resolution(image.size, _pinpoints(grid_pinpoints))
+    resolution = select_best_resolution(image.size, read_pinpoints(grid_pinpoints))
     tiles = divide_to_patches(resize_and_pad_image(image, resolution), _tile_side(processor))
     side = _view_side(processor)
     return torch.stack(list(_pixels([image.resize((side, side)), *tiles], processor)))
@@ -106,8 +106,12 @@ def process_images(
         mean = tuple(int(channel * 255) for channel in image_processor.image_mean)
         squares = [expand2square(image.convert("RGB"), mean) for image in images]
         return _stack_if_equal([_pixels([square], image_processor)[0] for square in squares])
+    if getattr(image_processor, "image_grid_pinpoints", None):  # transformers' own, which cuts tiles itself
+        return image_processor(images, return_tensors="pt")["pixel_values"]
     if aspect == "anyres" or aspect.startswith("anyres_max"):
-        pinpoints = _pinpoints(model_cfg.image_grid_pinpoints)
+        pinpoints = read_pinpoints(model_cfg.image_grid_pinpoints)
+        if hasattr(model_cfg, "text_config"):  # transformers has (height, width), as nobody else
+            pinpoints = [(width, height) for height, width in pinpoints]
         return _stack_if_equal([process_anyres_image(image, image_processor, pinpoints) for image in images])
     middles = [_without_far_ends(image, image_processor) for image in images]
     return image_processor(middles, return_tensors="pt")["pixel_values"]
@@ -129,6 +133,8 @@ def _without_far_ends(image: Image.Image, image_processor: Any) -> Image.Image:
 def seen_box(size: Size, image_processor: Any, model_cfg: Any) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) of what the model sees of a picture, in its pixels; beyond the edges is padding."""
     width, height = size
+    if getattr(model_cfg, "image_grid_pinpoints", None):
+        return (0.0, 0.0, float(width), float(height))  # squeezed into one view, and cut into tiles without loss
     if getattr(model_cfg, "image_aspect_ratio", None) == "pad" or getattr(image_processor, "do_pad", False):
         side = max(size)
     elif getattr(image_processor, "do_center_crop", False):
@@ -158,7 +164,10 @@ def _tiling(size: Size, side: int) -> Size:
     return columns, rows
 
 
-def _pinpoints(grid_pinpoints: str | Sequence[Size]) -> Sequence[Size]:
+def read_pinpoints(grid_pinpoints: str | Sequence[Size]) -> Sequence[Size]:
+    """A list of sizes, also from the text of one. ValueError where there is none."""
+    if grid_pinpoints is None:
+        raise ValueError("pictures are cut into tiles, but the config has no image_grid_pinpoints: add them")
     if not isinstance(grid_pinpoints, str):
         return grid_pinpoints
     try:

@@ -51,9 +51,8 @@ def logits(model, tokenizer, image_processor):
     picture = Image.linear_gradient("L").resize((40, 40)).convert("RGB")
     ids = tokenizer_image_token(PROMPT, tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")[None]
     pixels = process_images([picture], image_processor, model.config)
-    ids, mask, pixels = model.expand_images(ids, None, pixels)
     with torch.no_grad():
-        return model(input_ids=ids, attention_mask=mask, pixel_values=pixels).logits[..., : checkpoints.VOCABULARY]
+        return model(**model.expand_images(ids, None, pixels, [picture.size])).logits[..., : checkpoints.VOCABULARY]
 
 
 @pytest.mark.parametrize("layout", ["bin", "safetensors", "stock"])
@@ -88,9 +87,9 @@ def test_generate_the_original_way_returns_new_tokens_only(folders, layout):
     options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
     new = model.generate(ids, images=pixels, image_sizes=[(30, 30)], **options)
     assert new.shape == (1, 3)
-    expanded, mask, pixels = model.expand_images(ids, None, pixels)
-    whole = model.generate(input_ids=expanded, attention_mask=mask, pixel_values=pixels, **options)
-    assert torch.equal(whole[:, expanded.shape[1] :], new)
+    expanded = model.expand_images(ids, None, pixels)
+    whole = model.generate(**expanded, **options)
+    assert torch.equal(whole[:, expanded["input_ids"].shape[1] :], new)
 
 
 def test_text_only_the_original_way(folders):
@@ -182,7 +181,9 @@ def test_a_missing_weight_is_an_error(tmp_path, source, tower):
     "change, message",
     [
         ({"mm_projector_type": "linear"}, "only mlp2x_gelu"),
-        ({"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}, "LLaVA-1.5 checkpoints"),
+        ({"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}, "no image_grid_pinpoints"),
+        ({"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial"}, "reads LLaVA-1.5"),
+        ({"architectures": ["LlavaMptForCausalLM"]}, "MPT"),
         ({"mm_vision_select_feature": "cls"}, "patch, cls_patch"),
         ({"mm_vision_tower": "/nowhere"}, "not a folder"),
     ],

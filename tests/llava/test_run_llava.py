@@ -144,7 +144,7 @@ def test_bad_pictures_give_one_line_and_exit_code_2(tmp_path, number, capsys):
         (["--mob-method", "visul"], "did you mean 'visual'"),
         (["--mob-schedule", "wek"], "did you mean 'weak'"),
         (["--conv-mode", "nonsense"], "no conversation template 'nonsense'"),
-        (["--model-base", "x"], "model_base='x'"),
+        (["--model-base", "x"], "cannot find the model 'x'"),
         (["--mob-off", "--overlay", "x.png"], "nothing was dropped"),
         (["--mob-off", "--mob-compare"], "needs something to compare"),
         (["--overlay", "/nowhere/o.png"], "cannot write --overlay"),

@@ -92,13 +92,14 @@ class Asker:
         options: dict[str, Any] = {"max_new_tokens": length, "num_beams": args.num_beams}
         options["do_sample"] = args.temperature > 0
         if args.temperature > 0:
-            options |= {"temperature": args.temperature, "top_p": args.top_p}
+            options |= {"temperature": args.temperature}
+            options |= {"top_p": args.top_p} if args.top_p is not None else {}
         if stream:
             options["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         model.pruning.clear()
         started = time.perf_counter()
         with torch.inference_mode():
-            out = model.generate(ids, images=pixels, **{k: v for k, v in options.items() if v is not None})
+            out = model.generate(ids, images=pixels, image_sizes=[image.size for image in images], **options)
         out = out.cpu()  # waits for the device
         milliseconds = (time.perf_counter() - started) * 1000
         text = tokenizer.decode(out[0], skip_special_tokens=True).strip()
@@ -172,11 +173,9 @@ def save(asker: Asker, answer: Answer, images: list[Image.Image], args: Any) -> 
         values = {"query": args.query, "answer": answer.text} | answer.record.to_dict()
         _write(record, "--save-record", lambda target: target.write_text(json.dumps(values) + "\n"))
     if picture:
-        vision = asker.model.config.vision_config
-        side = vision.image_size // vision.patch_size
         for number, image in enumerate(images):
             target = Path(picture) if number == 0 else Path(picture).with_stem(f"{Path(picture).stem}-{number}")
-            drawn = overlay(image, answer.record, grid=(side, side), number=number, box=asker.seen(image))
+            drawn = overlay(image, answer.record, number=number, box=asker.seen(image))
             _write(target, "--overlay", drawn.save)
 
 

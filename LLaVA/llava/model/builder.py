@@ -12,11 +12,10 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
-from llava.model.formats import is_original, load_image_processor, load_original, local_folder, read_config
-from llava.model.language_model.llava_llama import LlavaForConditionalGeneration
+from llava.model.adapters import LORA, PROJECTOR, load_on_base
+from llava.model.formats import MODELS, is_original, load_image_processor, load_original, local_folder, read_config
 
 logger = logging.getLogger(__name__)
-MODELS = {"llava": LlavaForConditionalGeneration}
 _CONTEXT = 2048
 
 
@@ -30,15 +29,15 @@ def load_pretrained_model(
     device: str = "cuda",
     use_flash_attn: bool = False,
     **kwargs: Any,
-) -> tuple[Any, LlavaForConditionalGeneration, Any, int]:
-    """Load a LLaVA-1.5 checkpoint: (tokenizer, model, image_processor, context_len).
+) -> tuple[Any, Any, Any, int]:
+    """Load a LLaVA-1.5 or LLaVA-1.6 checkpoint: (tokenizer, model, image_processor, context_len).
 
     ``model.config.MoB_config`` is a dict afterwards, from config.json or empty (off); what it says at each call is
     what the model does. The layout is recognised by the folder, not by ``model_name``.
 
     Args:
         model_path: a folder or a hub name, in the layout of transformers (llava-hf) or of the original (liuhaotian).
-        model_base: for adapters on a base model, which this loader does not merge.
+        model_base: the language model under a LoRA or projector-only folder, which are merged into it.
         model_name: kept for compatibility; prompts are chosen by it (``llava.conversation.conv_mode_for``).
         load_8bit, load_4bit: quantise with bitsandbytes.
         device: "cuda", "mps" or "cpu"; where "cuda" is not there, the best that is.
@@ -49,17 +48,16 @@ def load_pretrained_model(
     Raises:
         ValueError: a folder, a layout or an option that cannot be loaded; the message says what to do.
     """
-    if model_base is not None:
-        raise ValueError(
-            f"model_base={model_base!r}: adapters are not merged here; save the merged model with the original "
-            "repository and load that"
-        )
     device = best_device(device)
     options = _options(load_8bit, load_4bit, device_map, device, use_flash_attn, kwargs)
     path = local_folder(model_path)
     raw = read_config(path)
     try:
-        if is_original(raw):
+        if model_base is not None:
+            tokenizer, model, image_processor = load_on_base(path, local_folder(model_base), **options)
+        elif (path / LORA).exists() or (path / PROJECTOR).exists():
+            raise ValueError(f"{path} holds an adapter only: give model_base, the model that it was trained on")
+        elif is_original(raw):
             tokenizer, model, image_processor = load_original(path, raw, **options)
         else:
             options.pop("vision_tower", None)
@@ -68,6 +66,8 @@ def load_pretrained_model(
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"the files in {path} cannot be loaded ({reason}): download them again") from error
     model.eval()
+    if getattr(model.config, "MoB_config", None) is None:
+        model.config.MoB_config = {}
     context = getattr(model.config, "max_sequence_length", _CONTEXT)
     return tokenizer, model, image_processor, min(context, model.config.text_config.max_position_embeddings)
 

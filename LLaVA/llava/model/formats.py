@@ -1,4 +1,4 @@
-"""Checkpoints in the layout of the original repository (``liuhaotian/llava-v1.5-*``), loaded into stock classes.
+"""Checkpoints in the layout of the original repository (``liuhaotian/llava-v1.[56]-*``), loaded into stock classes.
 
 Such a folder says model_type "llava" too, but means something else by it than transformers does: its config is flat,
 its weights have other names, and the vision tower is usually not in it.
@@ -7,13 +7,24 @@ its weights have other names, and the vision tower is usually not in it.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import snapshot_download
-from transformers import AutoImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaTokenizer, LlavaConfig
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from safetensors import safe_open
+from transformers import (
+    AutoImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaTokenizer,
+    LlavaConfig,
+    LlavaNextConfig,
+    MistralConfig,
+)
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -21,7 +32,11 @@ from llava.constants import (
     DEFAULT_IMAGE_PATCH_TOKEN,
     DEFAULT_IMAGE_TOKEN,
 )
+from llava.mm_utils import read_pinpoints
 from llava.model.language_model.llava_llama import LlavaForConditionalGeneration
+from llava.model.language_model.llava_next import LlavaNextForConditionalGeneration
+
+MODELS = {"llava": LlavaForConditionalGeneration, "llava_next": LlavaNextForConditionalGeneration}
 
 # Original names -> names of transformers 5. lm_head keeps its name.
 KEYS = {
@@ -36,20 +51,26 @@ _BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 _TEXT_KEYS = """
     vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act
     max_position_embeddings initializer_range rms_norm_eps rope_theta rope_scaling attention_bias tie_word_embeddings
-    bos_token_id eos_token_id pad_token_id
+    bos_token_id eos_token_id pad_token_id head_dim sliding_window
 """.split()  # noqa: SIM905
 # What upstream code reads from the config later.
-_KEPT_KEYS = ("image_aspect_ratio", "mm_use_im_start_end", "mm_use_im_patch_token", "max_sequence_length")
+_KEPT_KEYS = (
+    "image_aspect_ratio",
+    "mm_patch_merge_type",
+    "mm_use_im_start_end",
+    "mm_use_im_patch_token",
+    "max_sequence_length",
+)
 _SELECT = {"patch": "default", "cls_patch": "full"}
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """config.json of a folder, as it is. ValueError where there is none."""
-    file = Path(path) / "config.json"
+def read_config(path: str | Path, name: str = "config.json") -> dict[str, Any]:
+    """config.json of a folder (or another JSON file in it), as it is. ValueError where there is none."""
+    file = Path(path) / name
     try:
         return json.loads(file.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{path} has no config.json: give the folder of a model, or its name on the hub") from None
+        raise ValueError(f"{path} has no {name}: give the folder of a model, or its name on the hub") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not valid JSON ({error}): download the model again") from None
 
@@ -75,34 +96,55 @@ def is_original(raw: dict[str, Any]) -> bool:
     return "vision_config" not in raw and ("mm_vision_tower" in raw or "mm_projector_type" in raw)
 
 
-def translate_config(raw: dict[str, Any], vision: CLIPVisionConfig) -> LlavaConfig:
-    """The stock config that means the same. ValueError for projectors that transformers has no class for."""
+def translate_config(raw: dict[str, Any], vision: CLIPVisionConfig) -> LlavaConfig | LlavaNextConfig:
+    """The stock config that means the same. ValueError for what transformers has no class for."""
     projector = raw.get("mm_projector_type", "linear")
     if projector != "mlp2x_gelu":
         raise ValueError(f"mm_projector_type={projector!r}: only mlp2x_gelu (LLaVA-1.5 and later) can be loaded")
     feature = raw.get("mm_vision_select_feature", "patch")
     if feature not in _SELECT:
         raise ValueError(f"mm_vision_select_feature={feature!r}: use one of {', '.join(_SELECT)}")
-    merge = raw.get("mm_patch_merge_type", "flat")
-    if merge != "flat" or raw.get("image_aspect_ratio") == "anyres":
-        raise ValueError(f"mm_patch_merge_type={merge!r}: this loader reads LLaVA-1.5 checkpoints (one view a picture)")
-    text = LlamaConfig(**{key: raw[key] for key in _TEXT_KEYS if raw.get(key) is not None})
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=text.vocab_size,
-        projector_hidden_act="gelu",
-        vision_feature_layer=raw.get("mm_vision_select_layer", -2),
-        vision_feature_select_strategy=_SELECT[feature],
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-        tie_word_embeddings=text.tie_word_embeddings,
-    )
+    text = text_config(raw)
+    shared = {
+        "vision_config": vision,
+        "text_config": text,
+        "image_token_index": text.vocab_size,
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": raw.get("mm_vision_select_layer", -2),
+        "vision_feature_select_strategy": _SELECT[feature],
+        "image_seq_length": (vision.image_size // vision.patch_size) ** 2,
+        "tie_word_embeddings": text.tie_word_embeddings,
+    }
+    merge, aspect = raw.get("mm_patch_merge_type", "flat"), raw.get("image_aspect_ratio") or "square"
+    if merge == "flat" and not aspect.startswith("anyres"):
+        config = LlavaConfig(**shared)
+    elif merge == "spatial_unpad" and aspect == "anyres":
+        # (width, height) there, (height, width) here; the order decides between equally good ones.
+        pinpoints = [[height, width] for width, height in read_pinpoints(raw.get("image_grid_pinpoints"))]
+        config = LlavaNextConfig(**shared, image_grid_pinpoints=pinpoints)
+    else:
+        raise ValueError(
+            f"mm_patch_merge_type={merge!r} with image_aspect_ratio={aspect!r}: this loader reads LLaVA-1.5 (one view "
+            "a picture) and LLaVA-1.6 (spatial_unpad with anyres)"
+        )
     for key in _KEPT_KEYS:
         if key in raw:
             setattr(config, key, raw[key])
     if "MoB_config" in raw:
         config.MoB_config = raw["MoB_config"]
     return config
+
+
+def text_config(raw: dict[str, Any]) -> LlamaConfig | MistralConfig:
+    """The language model's part of a flat config."""
+    kind = f"{raw.get('model_type', '')} {' '.join(raw.get('architectures') or [])}".lower()
+    if "mpt" in kind:
+        raise ValueError("LLaVA on MPT cannot be loaded: transformers has no class for it")
+    values = {key: raw[key] for key in _TEXT_KEYS if raw.get(key) is not None}
+    if "mistral" in kind:
+        # Unlike the others, absence of a window means none only if it is said.
+        return MistralConfig(**values | {"sliding_window": raw.get("sliding_window")})
+    return LlamaConfig(**values)
 
 
 def load_original(path: Path, raw: dict[str, Any], vision_tower: str | None = None, **kwargs: Any):
@@ -115,34 +157,57 @@ def load_original(path: Path, raw: dict[str, Any], vision_tower: str | None = No
     Raises:
         ValueError: unknown parts, or weights that are missing or left over.
     """
-    tower = vision_tower or raw.get("mm_vision_tower")
-    if not tower:
-        raise ValueError(f"{path}/config.json names no mm_vision_tower: give vision_tower=")
-    tower_path = local_folder(tower)
-    vision = CLIPVisionConfig.from_pretrained(tower_path)
+    tower = tower_folder(path, raw, vision_tower, settings_only=holds_tower(path))
     tokenizer = load_tokenizer(path, raw)
-    model, info = LlavaForConditionalGeneration.from_pretrained(
-        path, config=translate_config(raw, vision), key_mapping=KEYS, output_loading_info=True, **kwargs
+    model, info = from_original(path, translate_config(raw, CLIPVisionConfig.from_pretrained(tower)), **kwargs)
+    check_weights(path, info, optional=(TOWER,))
+    fill_tower(model, tower, info["missing_keys"])
+    fit_vocabulary(model, tokenizer)
+    return tokenizer, model, load_image_processor(tower)
+
+
+def tower_folder(path: Path, raw: dict[str, Any], chosen: str | None, settings_only: bool = False) -> Path:
+    """The folder of the CLIP model that a config names; a checkpoint with its own tower needs only the settings."""
+    name = chosen or raw.get("mm_vision_tower")
+    if not name:
+        raise ValueError(f"{path}/config.json names no mm_vision_tower: give vision_tower=")
+    return local_folder(name, **({"allow_patterns": ["*.json"]} if settings_only else {}))
+
+
+def holds_tower(path: Path) -> bool:
+    """Whether a folder in the original layout has the vision tower's weights (LLaVA-1.6 does, LLaVA-1.5 does not)."""
+    names: set[str] = set()
+    for index in path.glob("*.index.json"):
+        names |= set(json.loads(index.read_text())["weight_map"])
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            names |= set(weights.keys())
+    return any(name.startswith("model.vision_tower.") for name in names)
+
+
+def from_original(path: Path, config: LlavaConfig | LlavaNextConfig, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """(model, loading info) of weights under the original names."""
+    model, info = MODELS[config.model_type].from_pretrained(
+        path, config=config, key_mapping=KEYS, output_loading_info=True, **kwargs
     )
     # transformers remembers the mapping and would save in the original layout, under a config that is not.
     del model._weight_conversions
-    _check_weights(path, info)
-    if any(key.startswith(TOWER) for key in info["missing_keys"]):
+    return model, info
+
+
+def fill_tower(model: Any, tower: Path, missing: Iterable[str]) -> None:
+    """Load the vision tower from its own folder where the checkpoint has none."""
+    if any(key.startswith(TOWER) for key in missing):
         own = model.model.vision_tower
-        stock = CLIPVisionModel.from_pretrained(tower_path, dtype=own.dtype)
-        own.load_state_dict(stock.state_dict())
-    _fit_vocabulary(model, tokenizer)
-    return tokenizer, model, load_image_processor(tower_path)
+        own.load_state_dict(CLIPVisionModel.from_pretrained(tower, dtype=own.dtype).state_dict())
 
 
 def load_tokenizer(path: Path, raw: dict[str, Any]) -> LlamaTokenizer:
     """The sentencepiece tokenizer, with ``<image>`` (and the marks that the config asks for) as new tokens."""
+    if not (path / "tokenizer_config.json").exists():
+        raise ValueError(f"{path} has no tokenizer_config.json: prompts would start without <s>; download it again")
     # legacy=True keeps the blank before a word that follows <image>, as the original chunk-wise code has it.
     tokenizer = LlamaTokenizer.from_pretrained(path, legacy=True)
-    if tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
-        raise ValueError(
-            f"the tokenizer in {path} puts no {tokenizer.bos_token} first: tokenizer_config.json is missing"
-        )
     marks = [DEFAULT_IMAGE_PATCH_TOKEN] if raw.get("mm_use_im_patch_token", True) else []
     marks += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN] if raw.get("mm_use_im_start_end", False) else []
     tokenizer.add_tokens([*marks, DEFAULT_IMAGE_TOKEN], special_tokens=True)
@@ -157,12 +222,16 @@ def load_image_processor(path: Path) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(path)
     except ImportError:  # transformers 5.17 asks for torchvision here even where Pillow would do
-        return CLIPImageProcessorPil.from_pretrained(path)
+        kind = read_config(path, "preprocessor_config.json").get("image_processor_type", "CLIPImageProcessor")
+        pillow = getattr(transformers, f"{kind.removesuffix('Fast').removesuffix('Pil')}Pil", None)
+        if pillow is None:
+            raise
+        return pillow.from_pretrained(path)
 
 
-def _check_weights(path: Path, info: dict[str, Any]) -> None:
-    """Everything but a whole vision tower must be there, and nothing may be left over."""
-    missing = {key for key in info["missing_keys"] if not key.startswith(TOWER)}
+def check_weights(path: Path, info: dict[str, Any], optional: tuple[str, ...] = ()) -> None:
+    """Everything but what starts with ``optional`` must be there, and nothing may be left over."""
+    missing = {key for key in info["missing_keys"] if not key.startswith(optional)}
     left = {key for key in info["unexpected_keys"] if not key.endswith(_BUFFERS)}
     wrong = [str(key) for key in info["mismatched_keys"]]
     if missing or left or wrong:
@@ -171,10 +240,10 @@ def _check_weights(path: Path, info: dict[str, Any]) -> None:
             for name, keys in (("missing", missing), ("left over", left), ("of another shape", wrong))
             if keys
         )
-        raise ValueError(f"the weights in {path} do not fit a LLaVA-1.5 model ({listing}): download them again")
+        raise ValueError(f"the weights in {path} do not fit its config.json ({listing}): download them again")
 
 
-def _fit_vocabulary(model: LlavaForConditionalGeneration, tokenizer: LlamaTokenizer) -> None:
+def fit_vocabulary(model: Any, tokenizer: LlamaTokenizer) -> None:
     """Make room for the new tokens; transformers looks up the placeholder's row before the picture replaces it."""
     model.config.image_token_index = tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
