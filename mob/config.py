@@ -23,8 +23,9 @@ class MoBConfig:
         K: visual tokens to keep, an integer, or a share in (0, 1) of each sample's tokens; None switches pruning off.
         K_p, k: prompt centres and covering fold as integers.
         Kp_ratio, k_ratio: the same as K_p / K and k / K_p.
-        alpha: weight of alignment against preservation, another name for Kp_ratio.
-        l_idx: decoder layer at whose entry tokens leave, counted from 0; layers 0 .. l_idx - 1 see every token.
+        alpha: weight of alignment against preservation: K_p / K where neither K_p nor Kp_ratio is given.
+        l_idx: decoder layer at whose entry tokens leave, counted from 0; layers 0 .. l_idx - 1 see every token. None:
+            2, or the first layer where the model allows it.
         distance_metric: "cosine" or "euclidean" (distances of unit rows, the same choice either way).
         schedule: where K_p and k come from if nothing above says so (see ``mob.budget``).
         image_token_start_index, image_token_length: accepted for compatibility. The span found in the input wins; a
@@ -42,7 +43,7 @@ class MoBConfig:
     Kp_ratio: float | None = None
     k_ratio: float | None = None
     alpha: float | None = None
-    l_idx: int = 2
+    l_idx: int | None = None
     distance_metric: str = "cosine"
     schedule: str = "default"
     image_token_start_index: int | None = None
@@ -64,8 +65,8 @@ class MoBConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give True or False")
         for name in ("Kp_ratio", "k_ratio", "alpha"):
             _check_share(name, getattr(self, name))
-        if sum(value is not None for value in (self.K_p, self.Kp_ratio, self.alpha)) > 1:
-            raise ValueError("K_p, Kp_ratio and alpha all set the number of prompt centres: give one of them")
+        if self.K_p is not None and self.Kp_ratio is not None:
+            raise ValueError("K_p and Kp_ratio both set the number of prompt centres: give one of them")
         if self.k is not None and self.k_ratio is not None:
             raise ValueError("k and k_ratio both set the covering fold: give one of them")
         if isinstance(self.K, int) and self.K_p is not None and self.K_p > self.K:
@@ -94,8 +95,6 @@ class MoBConfig:
             if name in renamed:
                 raise ValueError(f"MoB_config sets {name!r} twice (as {key!r} too): keep one of them")
             renamed[name] = value
-        if renamed.get("l_idx", 0) is None:
-            del renamed["l_idx"]
         return cls(**renamed)
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,6 +11,18 @@ from mob.config import MoBConfig
 from mob.pruner import Pruning, attach
 
 
+def keep_key_conversions(cls: type, stock: type) -> None:
+    """Let a subclass read the checkpoints that its stock class reads.
+
+    transformers renames the keys of old checkpoints for its own classes only; without this a subclass would load them
+    with random weights.
+    """
+    mapping = get_checkpoint_conversion_mapping(stock.__name__)
+    if mapping is None:
+        mapping = get_checkpoint_conversion_mapping(stock.config_class.model_type)
+    register_checkpoint_conversion_mapping(cls.__name__, mapping or [], overwrite=True)
+
+
 class MoBMixin:
     """Put before a stock class: ``class LlavaForConditionalGeneration(MoBMixin, transformers.Llava...)``.
 
@@ -25,12 +37,7 @@ class MoBMixin:
         stock = next((c for c in cls.__mro__ if c.__module__.startswith("transformers.models.")), None)
         if stock is None:
             raise TypeError(f"{cls.__name__}: list a stock transformers class after MoBMixin")
-        # transformers renames the keys of old checkpoints for its own classes only; without this a subclass would
-        # load them with a random lm_head.
-        mapping = get_checkpoint_conversion_mapping(stock.__name__)
-        if mapping is None:
-            mapping = get_checkpoint_conversion_mapping(stock.config_class.model_type)
-        register_checkpoint_conversion_mapping(cls.__name__, mapping or [], overwrite=True)
+        keep_key_conversions(cls, stock)
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)

@@ -27,6 +27,7 @@ from mob.record import RetainedPatches
 from mob.recorder import Recorder
 from mob.spans import Spans, find_kinds, find_real, find_spans
 
+DEFAULT_LAYER = 2
 PLAN, ANSWER, STATE = "mob_plan", "mob_answer", "mob"
 
 
@@ -125,8 +126,12 @@ class Pruning:
     def _check(self, settings: MoBConfig) -> None:
         create(settings.method, settings.options)
         first, count = self._anatomy.first_layer, len(self._anatomy.layers)
-        if not first <= settings.l_idx < count:
-            raise ValueError(f"layer={settings.l_idx}: this model can be pruned at layers {first} to {count - 1}")
+        layer = self._layer(settings)
+        if not first <= layer < count:
+            raise ValueError(f"layer={layer}: this model can be pruned at layers {first} to {count - 1}")
+
+    def _layer(self, settings: MoBConfig) -> int:
+        return max(DEFAULT_LAYER, self._anatomy.first_layer) if settings.l_idx is None else settings.l_idx
 
     def _note_labels(self, top: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Tokens that labels ask for must not guide the selection, and the base model never sees labels."""
@@ -188,7 +193,7 @@ class Pruning:
         budgets = [settings.budget(n) for n in spans.visual_counts]
         lengths = [[one.length for one in row] for row in spans.pictures]
         parts = [settings.parts(whole, row) for whole, row in zip(budgets, lengths, strict=True)]
-        return (Stage(settings.l_idx, rule, budgets, settings.distance_metric, parts),)
+        return (Stage(self._layer(settings), rule, budgets, settings.distance_metric, parts),)
 
     def _enter(self, plan: Plan, index: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         for stage in plan.stages:
@@ -332,7 +337,7 @@ def prune(
     K: int | float | None = None,
     K_p: int | None = None,
     k: int | None = None,
-    layer: int = 2,
+    layer: int | None = None,
     method: str = "mob",
     record: bool = True,
     **more: Any,
@@ -343,7 +348,8 @@ def prune(
         model: any stock vision-language model of transformers, also wrapped by PEFT, quantised or dispatched.
         K: visual tokens to keep of each sample, an integer or a share in (0, 1).
         K_p, k: prompt centres and covering fold; by default from the paper's schedule (``mob.budget``).
-        layer: decoder layer at whose entry the others leave, counted from 0.
+        layer: decoder layer at whose entry the others leave, counted from 0; by default 2, or the first layer where the
+            model allows it (3 in a Qwen3-VL).
         method: a rule's name, see ``mob.methods.METHODS``.
         record: keep ``RetainedPatches`` in ``pruning.records``.
         more: any other key of ``MoBConfig``, such as schedule="weak" or options={"seed": 3}.

@@ -9,5 +9,5 @@ source "$(dirname "$0")/setup.sh"
 mkdir -p outputs
 echo "picture:  ${picture#"$PWD"/}"
 echo "question: $question"
-.venv/bin/python -m llava.eval.run_llava --image-file "$picture" --query "$question" --temperature 0 \
+"$MOB_VENV"/bin/python -m llava.eval.run_llava --image-file "$picture" --query "$question" --temperature 0 \
   --mob-compare --overlay outputs/overlay.png --save-record outputs/record.json

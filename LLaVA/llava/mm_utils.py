@@ -102,12 +102,12 @@ def process_images(
     [1 + T, 3, H, W]. Anything else: [B, 3, H, W], cropped as the processor sees fit.
     """
     aspect = getattr(model_cfg, "image_aspect_ratio", None) or ""
+    if getattr(image_processor, "image_grid_pinpoints", None):  # transformers' own, which cuts tiles itself
+        return image_processor(images, return_tensors="pt")["pixel_values"]
     if aspect == "pad":
         mean = tuple(int(channel * 255) for channel in image_processor.image_mean)
         squares = [expand2square(image.convert("RGB"), mean) for image in images]
         return _stack_if_equal([_pixels([square], image_processor)[0] for square in squares])
-    if getattr(image_processor, "image_grid_pinpoints", None):  # transformers' own, which cuts tiles itself
-        return image_processor(images, return_tensors="pt")["pixel_values"]
     if aspect == "anyres" or aspect.startswith("anyres_max"):
         pinpoints = read_pinpoints(model_cfg.image_grid_pinpoints)
         if hasattr(model_cfg, "text_config"):  # transformers has (height, width), as nobody else

@@ -239,7 +239,10 @@ def test_frames_and_pictures_of_a_qwen(family):
 @each(qwens[-1:])
 def test_deepstack_needs_its_first_layers_whole(family):
     with pytest.raises(ValueError, match="can be pruned at layers 3 to 4"):
-        mob.prune(family.model(), K=4)
+        mob.prune(family.model(), K=4, layer=2)
+    with mob.prune(family.model(), K=4) as pruning:
+        pruning.model(**zoo.one(family.samples()[0]))
+    assert pruning.records[0].layer == 3
 
 
 @families

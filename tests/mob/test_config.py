@@ -58,7 +58,7 @@ def test_aliases(key, name, value):
 
 
 def test_no_layer_means_the_default_layer():
-    assert MoBConfig.from_dict({"K": 64, "l_idx": None}).l_idx == 2
+    assert MoBConfig.from_dict({"K": 64, "l_idx": None}) == MoBConfig(K=64)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,8 @@ def test_unknown_keys_get_a_hint(key, hint):
         ({"k_ratio": -0.1}, "k_ratio=-0.1"),
         ({"alpha": "half"}, "alpha='half'"),
         ({"alpha": True}, "alpha=True"),
-        ({"alpha": 0.5, "Kp_ratio": 0.5}, "give one of them"),
+        ({"per_picture": 1}, "give True or False"),
+        ({"keep_newlines": "no"}, "give True or False"),
         ({"K": 64, "K_p": 3, "Kp_ratio": 0.5}, "give one of them"),
         ({"k": 2, "k_ratio": 0.5}, "give one of them"),
         ({"distance_metric": "cosin"}, "did you mean 'cosine'"),
@@ -137,7 +138,8 @@ def test_round_trip_through_json(config):
 
 def test_to_dict_is_as_short_as_possible():
     assert MoBConfig().to_dict() == {}
-    assert MoBConfig.from_dict({"K": 64, "layer": 2, "distance_metric": "cosine"}).to_dict() == {"K": 64}
+    assert MoBConfig.from_dict({"K": 64, "layer": None, "distance_metric": "cosine"}).to_dict() == {"K": 64}
+    assert MoBConfig.from_dict({"K": 64, "layer": 2}).to_dict() == {"K": 64, "l_idx": 2}
 
 
 def test_settings_cannot_be_changed_behind_their_checks():
@@ -170,3 +172,10 @@ def test_a_name_is_registered_once():
     with pytest.raises(ValueError, match="registered already"):
         register("mob")(object)
     assert METHODS["mob"] is not object
+
+
+def test_alpha_counts_where_nothing_else_sets_the_prompt_centres():
+    """The release notes give alpha beside Kp_ratio."""
+    assert MoBConfig(K=64, alpha=0.25).budget(576).K_p == 16
+    assert MoBConfig(K=64, alpha=0.25, Kp_ratio=0.5).budget(576).K_p == 32
+    assert MoBConfig(K=64, alpha=0.25, K_p=7).budget(576).K_p == 7

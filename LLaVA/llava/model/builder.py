@@ -13,7 +13,15 @@ from transformers import AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
 from llava.model.adapters import LORA, PROJECTOR, load_on_base
-from llava.model.formats import MODELS, is_original, load_image_processor, load_original, local_folder, read_config
+from llava.model.formats import (
+    MODELS,
+    check_weights,
+    is_original,
+    load_image_processor,
+    load_original,
+    local_folder,
+    read_config,
+)
 
 logger = logging.getLogger(__name__)
 _CONTEXT = 2048
@@ -125,5 +133,6 @@ def _load_stock(path: Path, raw: dict[str, Any], options: dict[str, Any]) -> tup
         raise ValueError(f"{path} holds a model of type {kind!r}: this loader reads {', '.join(MODELS)}")
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.padding_side = "left"
-    model = MODELS[kind].from_pretrained(path, **options)
+    model, info = MODELS[kind].from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    check_weights(path, info)
     return tokenizer, model, load_image_processor(path)

@@ -188,7 +188,7 @@ def holds_tower(path: Path) -> bool:
 def from_original(path: Path, config: LlavaConfig | LlavaNextConfig, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
     """(model, loading info) of weights under the original names."""
     model, info = MODELS[config.model_type].from_pretrained(
-        path, config=config, key_mapping=KEYS, output_loading_info=True, **kwargs
+        path, config=config, key_mapping=KEYS, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
     # transformers remembers the mapping and would save in the original layout, under a config that is not.
     del model._weight_conversions
@@ -222,7 +222,10 @@ def load_image_processor(path: Path) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(path)
     except ImportError:  # transformers 5.17 asks for torchvision here even where Pillow would do
-        kind = read_config(path, "preprocessor_config.json").get("image_processor_type", "CLIPImageProcessor")
+        old = (path / "preprocessor_config.json").exists()
+        settings = read_config(path, "preprocessor_config.json") if old else read_config(path, "processor_config.json")
+        settings = settings.get("image_processor", settings)
+        kind = settings.get("image_processor_type", "CLIPImageProcessor")
         pillow = getattr(transformers, f"{kind.removesuffix('Fast').removesuffix('Pil')}Pil", None)
         if pillow is None:
             raise

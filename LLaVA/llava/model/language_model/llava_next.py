@@ -12,6 +12,7 @@ from transformers.models.llava_next import modeling_llava_next
 from llava.model.language_model.calling import OriginalCall
 from mob import MoBMixin
 from mob.layout import tile_grid, truncates
+from mob.modeling import keep_key_conversions
 
 
 class LlavaNextModel(modeling_llava_next.LlavaNextModel):
@@ -48,6 +49,9 @@ class LlavaNextModel(modeling_llava_next.LlavaNextModel):
         if newline is not None:
             grid = torch.cat([grid, newline.to(grid).expand(rows, 1, -1)], 1)
         return torch.cat([whole, grid.flatten(0, 1)])
+
+
+keep_key_conversions(LlavaNextModel, modeling_llava_next.LlavaNextModel)
 
 
 class LlavaNextForConditionalGeneration(OriginalCall, MoBMixin, transformers.LlavaNextForConditionalGeneration):
