@@ -9,6 +9,8 @@ from torch import nn
 
 from mob.spans import visual_token_ids
 
+STATE = "mob"  # where the prunings of a model, and what they leave on a cache, are kept
+
 
 @dataclass(frozen=True)
 class Anatomy:

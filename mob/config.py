@@ -34,7 +34,11 @@ class MoBConfig:
             own; False: one budget over all of them.
         keep_newlines: newline tokens of tiled pictures always stay and do not count; by default they are visual tokens
             like others.
-        method: name of a rule in ``mob.methods``; ``options`` are the rule's own fields.
+        positions: "keep": tokens keep their positions; "reindex": they are numbered afresh. None: "reindex" after rules
+            before the decoder, as published, "keep" after the others, which know nothing else. Multimodal positions are
+            always kept.
+        method: name of a rule in ``mob.methods``, or rules before the decoder and one within, joined by "+".
+        options: the rule's own fields; of joined rules, a dict of them for each name, with K for those before the last.
     """
 
     K: int | float | None = None
@@ -50,6 +54,7 @@ class MoBConfig:
     image_token_length: int | None = None
     per_picture: bool = True
     keep_newlines: bool = False
+    positions: str | None = None
     method: str = "mob"
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -73,6 +78,8 @@ class MoBConfig:
             raise ValueError(f"K_p={self.K_p} with K={self.K}: prompt centres are part of the budget, choose K_p <= K")
         _check_choice("distance_metric", self.distance_metric, METRICS)
         _check_choice("schedule", self.schedule, SCHEDULES)
+        if self.positions is not None:
+            _check_choice("positions", self.positions, ("keep", "reindex"))
         if not isinstance(self.options, Mapping):
             raise ValueError(f"options={self.options!r}: give a dict of the rule's own fields")
         sizes = {name: getattr(self, name) for name in ("K_p", "k", "Kp_ratio", "k_ratio", "alpha")}

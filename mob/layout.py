@@ -77,6 +77,56 @@ class Picture:
         return out
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What stages before the decoder have left of a picture: stands where the picture stood.
+
+    ``of``: all pictures of the sample as they were; ``number``: which of them; ``indices``: which of its tokens are
+    left, ascending; ``stages``: what those stages were, for the records.
+    """
+
+    of: tuple[Picture, ...]
+    number: int
+    indices: tuple[int, ...]
+    stages: tuple[tuple, ...] = ()
+
+    @property
+    def length(self) -> int:
+        return len(self.indices)
+
+    def cells(self, number: int) -> list[Cell]:
+        whole = self.of[self.number].cells(self.number)
+        return [whole[i] for i in self.indices]
+
+    def without_newlines(self) -> Kept:
+        whole = self.of[self.number].cells(self.number)
+        return replace(self, indices=tuple(i for i in self.indices if not whole[i].row >= 0 > whole[i].column))
+
+
+class Origin(NamedTuple):
+    """A sample's visual tokens before any stage: number and cell of those that reached the decoder, grids of every
+    picture, how many tokens there were, and the stages that have taken some away."""
+
+    numbers: list[int]
+    cells: list[Cell]
+    grids: list[list[list[int]]]
+    N: int
+    stages: list[dict]
+
+
+def origin(pictures: Sequence[Picture | Kept]) -> Origin:
+    """Where the tokens of a sample come from."""
+    if not any(isinstance(picture, Kept) for picture in pictures):
+        cells = [cell for number, picture in enumerate(pictures) for cell in picture.cells(number)]
+        return Origin(list(range(len(cells))), cells, [picture.grids for picture in pictures], len(cells), [])
+    of = pictures[0].of
+    starts = [sum(picture.length for picture in of[:number]) for number in range(len(of))]
+    numbers = [starts[picture.number] + i for picture in pictures for i in picture.indices]
+    cells = [cell for picture in pictures for cell in picture.cells(picture.number)]
+    stages = [dict(stage) for stage in pictures[0].stages]
+    return Origin(numbers, cells, [picture.grids for picture in of], sum(picture.length for picture in of), stages)
+
+
 def unknown(length: int) -> Picture:
     """Tokens without places."""
     return Picture((View(0, 0, head=length),))

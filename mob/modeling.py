@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 from mob.config import MoBConfig
+from mob.early import generate
 from mob.pruner import Pruning, attach
 
 
@@ -31,6 +32,7 @@ class MoBMixin:
     """
 
     pruning: Pruning
+    prunes_in_generate = True  # nothing needs to stand before the method of an instance
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -42,6 +44,10 @@ class MoBMixin:
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.pruning = attach(self)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As the stock class; rules before the decoder make the prompt shorter first."""
+        return generate(self, super().generate, args, kwargs)
 
     @classmethod
     def from_pretrained(cls, *args: Any, MoB_config: dict[str, Any] | None = None, **kwargs: Any) -> PreTrainedModel:

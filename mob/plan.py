@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mob.spans import Spans
+from mob.tensors import expand
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Plan:
         shorts: what the cache holds per layer range, ascending; updated when a stage selects.
         spans, stages: what to prune, and where; no stages in a pass that only continues.
         cuts: what has been dropped so far, ascending by layer.
+        whole: where a stage before the decoder has made the prompt shorter in this pass: the places of what is left,
+            and the length of the input.
         owner: the pruning that began the pass; the hooks of every nested pruning leave the work to it.
     """
 
@@ -74,6 +77,7 @@ class Plan:
     spans: Spans | None = None
     stages: tuple[Any, ...] = ()
     cuts: tuple[Cut, ...] = ()
+    whole: tuple[Tensor, int] | None = None
     owner: Any = None
     _before: tuple[Short, ...] = ()
     _memo: dict = field(default_factory=dict)
@@ -203,19 +207,11 @@ class Plan:
         return (causal & real[:, None, :])[:, None]
 
     def expand(self, hidden: Tensor, layer: int) -> Tensor:
-        """What ``layer`` gave, (B, S, d) -> (B, T, d): a dropped token reads the nearest kept one before it, so that
-        labels, logits of the last token and log-likelihoods keep their places."""
+        """What ``layer`` gave, brought to the length of the model's input: (B, S, d) -> (B, T, d)."""
         cut = self.cut(layer)
-        if cut is None:
-            return hidden
-        batch, size, width = hidden.shape
-        rows = cut.rows.to(hidden.device)
-        place = torch.arange(size, device=hidden.device).expand(batch, -1).masked_fill(rows < 0, -1)
-        source = hidden.new_full((batch, self.length + 1), -1, dtype=torch.int64)
-        # Padding rows all write to the spare last entry, which is cut off.
-        source = source.scatter(1, rows.masked_fill(rows < 0, self.length), place)[:, : self.length]
-        source = source.cummax(1).values.clamp_min(0)
-        return hidden.gather(1, source[..., None].expand(-1, -1, width))
+        if cut is not None:
+            hidden = expand(hidden, cut.rows, self.length)
+        return hidden if self.whole is None else expand(hidden, *self.whole)
 
 
 def _at(ascending: tuple, layer: int, name: str) -> Any:

@@ -16,19 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mob.anatomy import Anatomy, dissect
+from mob.anatomy import STATE, Anatomy, dissect
 from mob.budget import Budget
 from mob.config import MoBConfig
 from mob.covering import Selection
+from mob.early import ENCODED, EarlyStage, Generate, Shorter, is_short, joined, shorten
 from mob.layout import ENCODERS, Noting, declared
-from mob.methods import Rule, SpanView, create
+from mob.methods import Rule, SpanView, parse
 from mob.plan import Plan
 from mob.record import RetainedPatches
 from mob.recorder import Recorder
 from mob.spans import Spans, find_kinds, find_real, find_spans
+from mob.tensors import places_of, take
 
 DEFAULT_LAYER = 2
-PLAN, ANSWER, STATE = "mob_plan", "mob_answer", "mob"
+PLAN, ANSWER = "mob_plan", "mob_answer"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class Pruning:
         add(parts.base.register_forward_hook(self._end, with_kwargs=True))
         for name in filter(partial(hasattr, parts.base), ENCODERS):
             parts.base.__dict__.setdefault(name, Noting(parts.base, name))
+        if hasattr(parts.top, "generate") and not hasattr(parts.top, "prunes_in_generate"):
+            parts.top.__dict__.setdefault("generate", Generate(parts.top))
         for index, layer in enumerate(parts.layers):
             add(layer.register_forward_pre_hook(_Enter(self, index), with_kwargs=True))
         return self
@@ -113,6 +117,8 @@ class Pruning:
         if not stack:
             for name in (STATE, *ENCODERS):
                 self._anatomy.base.__dict__.pop(name, None)
+            if isinstance(self._anatomy.top.__dict__.get("generate"), Generate):
+                del self._anatomy.top.__dict__["generate"]
 
     def _active(self) -> bool:
         """Of nested prunings only the innermost acts."""
@@ -124,7 +130,7 @@ class Pruning:
         return MoBConfig.from_dict(getattr(self.model.config, "MoB_config", None))
 
     def _check(self, settings: MoBConfig) -> None:
-        create(settings.method, settings.options)
+        parse(settings.method, settings.options)
         first, count = self._anatomy.first_layer, len(self._anatomy.layers)
         layer = self._layer(settings)
         if not first <= layer < count:
@@ -144,11 +150,48 @@ class Pruning:
         if not self._active():
             return None
         answer = kwargs.pop(ANSWER, None)
+        args, kwargs, answer, whole = self._shorten(args, kwargs, answer)
         plan = self._plan(args, kwargs, answer)
+        if plan is None and whole is not None:
+            plan = Plan(whole[0].shape[1], 0)
+        if kwargs.get(ENCODED) is not None:
+            kwargs[ENCODED] = joined(kwargs[ENCODED])
         if plan is not None:
+            plan.whole = whole
             plan.owner = self
             kwargs[PLAN] = plan
         return args, kwargs
+
+    def _early(self, settings: MoBConfig) -> list[EarlyStage]:
+        """The stages before the decoder, none when pruning is off."""
+        early, late = parse(settings.method, settings.options)
+        stages = []
+        for one in early:
+            K = settings.K if one.K is None and late is None and one is early[-1] else one.K
+            if K is None and not getattr(one.rule, "adaptive", False):
+                return []
+            stages.append(EarlyStage(one.name, one.rule, K))
+        return stages
+
+    def shorten(self, kwargs: dict, answer: Tensor | None = None) -> Shorter | None:
+        """What a call with pictures becomes by the stages before the decoder; None to leave it alone."""
+        settings = self._settings()
+        stages = self._early(settings)
+        if not stages or kwargs.get("input_ids") is None or is_short(kwargs):
+            return None
+        return shorten(self._anatomy, stages, settings, kwargs, self.record, answer)
+
+    def _shorten(self, args: tuple, kwargs: dict, answer: Tensor | None) -> tuple:
+        """The same for a plain forward pass: its arguments, and what brings its output back to full length."""
+        given = {**kwargs, "input_ids": args[0]} if args else kwargs
+        shorter = self.shorten(given, answer)
+        if shorter is None:
+            return args, kwargs, answer, None
+        if answer is not None:
+            answer = answer.gather(1, shorter.rows.clamp_min(0).to(answer.device))
+        # A cache would hold the short prompt, and nobody outside knows: generate is the way to go on.
+        short = {**shorter.kwargs, "use_cache": False}
+        return (), short, answer, (shorter.rows, given["input_ids"].shape[1])
 
     def _plan(self, args: tuple, kwargs: dict, answer: Tensor | None) -> Plan | None:
         """What to do in this pass; None to leave it alone."""
@@ -162,7 +205,7 @@ class Pruning:
         if past == 0 and hasattr(cache, STATE):
             delattr(cache, STATE)  # the cache was reset
         settings = self._settings()
-        if not settings.enabled:
+        if not settings.enabled and not self._early(settings):
             return self._go_on(cache, length, past)
         self._check(settings)
         config = self.model.config
@@ -173,7 +216,7 @@ class Pruning:
             self._warn_of_other_span(settings, spans)
         stages = self._stages(settings, spans)
         if self.record and (past == 0 or any(spans.visual_counts)):
-            self._recorder.open(spans, stages)
+            self._recorder.open(spans, stages, settings.method)
         if all(budget.identity for stage in stages for budget in stage.budgets):
             return self._go_on(cache, length, past)
         self._anatomy.check_window(cache, length)
@@ -189,11 +232,13 @@ class Pruning:
 
     def _stages(self, settings: MoBConfig, spans: Spans) -> tuple[Stage, ...]:
         """What happens where in this pass, ascending by layer. MoB is one stage."""
-        rule = create(settings.method, settings.options)
+        _, late = parse(settings.method, settings.options)
+        if late is None or settings.K is None:
+            return ()
         budgets = [settings.budget(n) for n in spans.visual_counts]
         lengths = [[one.length for one in row] for row in spans.pictures]
         parts = [settings.parts(whole, row) for whole, row in zip(budgets, lengths, strict=True)]
-        return (Stage(self._layer(settings), rule, budgets, settings.distance_metric, parts),)
+        return (Stage(self._layer(settings), late.rule, budgets, settings.distance_metric, parts),)
 
     def _enter(self, plan: Plan, index: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         for stage in plan.stages:
@@ -211,7 +256,7 @@ class Pruning:
             cut = plan.drop(stage.layer, keep, [r - n + b.K for r, n, b in zip(real, seen, stage.budgets, strict=True)])
             if kwargs.get("past_key_values") is not None:
                 setattr(kwargs["past_key_values"], STATE, plan.shorts)
-        hidden = _take(hidden, cut.order)
+        hidden = take(hidden, cut.order)
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     @torch.no_grad()
@@ -222,7 +267,7 @@ class Pruning:
             plan.seen(mask, stage.layer).to(hidden.device)
             for mask in (plan.spans.visual, plan.spans.real, plan.spans.prompt)
         )
-        places = _places(visual, max(budget.N for budget in stage.budgets))
+        places = places_of(visual, max(budget.N for budget in stage.budgets))
         keep, centres = real & ~visual, torch.zeros_like(visual)
         groups = _groups(stage.parts)
         with self._recorder.timed(hidden.device, self.record) as clock:
@@ -245,9 +290,9 @@ class Pruning:
         """What a rule may see of some samples: visual tokens at ``places`` (n, N), and the prompt of each."""
         rows = torch.tensor(samples, device=hidden.device)
         lengths = [plan.spans.prompt_counts[i] for i in samples]
-        questions = _places(prompts[rows], max(lengths))
+        questions = places_of(prompts[rows], max(lengths))
         mask = None if min(lengths) == max(lengths) else prompts[rows].gather(1, questions)
-        return SpanView(_take(hidden[rows], places), _take(hidden[rows], questions), mask, stage.metric)
+        return SpanView(take(hidden[rows], places), take(hidden[rows], questions), mask, stage.metric)
 
     def _note(self, plan, stage, hidden, prompts, places, chosen: tuple[Tensor, Tensor], clock) -> None:
         """Record what a stage kept of each sample, its pictures taken together."""
@@ -255,7 +300,7 @@ class Pruning:
             members = [i for i, b in enumerate(stage.budgets) if b == budget]
             at = places[members, : budget.N]
             keep, centres = (mask[members].gather(1, at) for mask in chosen)
-            indices = _places(keep, budget.K)
+            indices = places_of(keep, budget.K)
             selection = Selection(indices, centres.gather(1, indices))
             view = self._view(plan, stage, hidden, prompts, at, members)
             self._recorder.note(members, view, selection, clock)
@@ -263,7 +308,7 @@ class Pruning:
     def _end(self, base: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """Bring what the base model returns back to the length of its input."""
         plan: Plan | None = kwargs.get(PLAN)
-        if plan is None or not plan.cuts or plan.owner is not self:
+        if plan is None or plan.owner is not self or not (plan.cuts or plan.whole):
             return None
         last = len(self._anatomy.layers)
 
@@ -320,16 +365,6 @@ def _groups(parts: list[list[Budget]]) -> dict[Budget, list[tuple[int, int]]]:
                 groups.setdefault(budget, []).append((sample, start))
             start += budget.N
     return groups
-
-
-def _places(mask: Tensor, count: int) -> Tensor:
-    """Where the True entries of each row are, ascending: bool (B, T) with at most ``count`` -> int64 (B, count)."""
-    return mask.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, :count]
-
-
-def _take(rows: Tensor, index: Tensor) -> Tensor:
-    """(B, T, d) and (B, n) -> (B, n, d)."""
-    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
 
 
 def prune(

@@ -20,7 +20,9 @@ class RetainedPatches:
             token without a place row -1 too.
         grids: [rows, columns] of every view of every picture: ``grids[image][view]``.
         N, K, K_p, k: the budget (K_p and k as asked for; fewer distinct candidates leave fewer prompt centres).
-        layer, method: where and by which rule.
+        layer, method: where and by which rule; of several stages the last.
+        stages: stages before the decoder, each with method, layer 0, N and K of the sample, and radius: how far (0..2)
+            the farthest dropped token is from what stayed.
         eta, eps_p, eps_v: Hausdorff radii in 0..2 (see ``mob.coupling``); None where nothing was dropped or a set is
             empty.
         milliseconds: time of the selection, of the whole batch; None if not dropped.
@@ -39,6 +41,7 @@ class RetainedPatches:
     k: int = 1
     layer: int = 2
     method: str = "mob"
+    stages: list[dict] = field(default_factory=list)
     eta: float | None = None
     eps_p: float | None = None
     eps_v: float | None = None

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from mob.budget import Budget
 from mob.coupling import Radii, radii
 from mob.covering import Selection
-from mob.layout import Picture
+from mob.layout import Origin, Picture, origin
 from mob.methods import SpanView
 from mob.record import RetainedPatches, number
 from mob.spans import Spans
@@ -57,6 +58,7 @@ class _Pass:
 
     pictures: list[list[Picture]]
     stages: tuple
+    method: str = "mob"
     groups: list[_Group] = field(default_factory=list)
 
 
@@ -74,9 +76,9 @@ class Recorder:
     def __reduce__(self) -> tuple:
         return Recorder, ()
 
-    def open(self, spans: Spans, stages: tuple) -> None:
+    def open(self, spans: Spans, stages: tuple, method: str) -> None:
         """A pass begins."""
-        self._current.value = _Pass(spans.pictures, stages)
+        self._current.value = _Pass(spans.pictures, stages, method)
         self._keep_if_whole()
 
     @contextmanager
@@ -122,28 +124,29 @@ def _finish(one: _Pass) -> list[RetainedPatches]:
             left = chosen[sample][0] if sample in chosen else None
             kept = [left[i] for i in indices[at]] if left else indices[at]
             chosen[sample] = kept, centres[at], [number(part[at]) for part in measured], milliseconds
-    out, last = [], one.stages[-1]
-    for sample, budget in enumerate(last.budgets):
-        pictures = one.pictures[sample]
-        places = [cell for number, picture in enumerate(pictures) for cell in picture.cells(number)]
-        everything = list(range(len(places))), [False] * len(places), [None] * 3, None
+    out = []
+    for sample, pictures in enumerate(one.pictures):
+        source = origin(pictures)
+        budget, layer, method = _last(one, sample, source)
+        everything = list(range(len(source.cells))), [False] * len(source.cells), [None] * 3, None
         indices, centres, (eta, eps_p, eps_v), milliseconds = chosen.get(sample, everything)
-        kept = [places[i] for i in indices]
+        kept = [source.cells[i] for i in indices]
         out.append(
             RetainedPatches(
-                keep_indices=indices,
+                keep_indices=[source.numbers[i] for i in indices],
                 prompt_center=centres,
                 image=[cell.image for cell in kept],
                 view=[cell.view for cell in kept],
                 row=[cell.row for cell in kept],
                 column=[cell.column for cell in kept],
-                grids=[picture.grids for picture in pictures],
-                N=len(places),
-                K=budget.K,
+                grids=source.grids,
+                stages=source.stages,
+                N=source.N,
+                K=len(indices),
                 K_p=budget.K_p,
                 k=budget.k,
-                layer=last.layer,
-                method=last.rule.name,
+                layer=layer,
+                method=method,
                 eta=eta,
                 eps_p=eps_p,
                 eps_v=eps_v,
@@ -151,3 +154,13 @@ def _finish(one: _Pass) -> list[RetainedPatches]:
             )
         )
     return out
+
+
+def _last(one: _Pass, sample: int, source: Origin) -> tuple[Budget, int, str]:
+    """Budget, layer and rule of the last stage that a sample went through."""
+    if one.stages:
+        stage = one.stages[-1]
+        return stage.budgets[sample], stage.layer, stage.rule.name
+    count = len(source.numbers)
+    early = source.stages[-1]["method"] if source.stages else one.method
+    return Budget(N=source.N, K=count, K_p=0, k=1), 0, early

@@ -19,7 +19,8 @@ class Spans:
     """Tokens of one forward pass, (B, T) bool on the model's device, and what the host knows of them, per sample.
 
     ``real``: not padding. ``visual``: picture or video tokens. ``prompt``: text tokens that say what is asked.
-    ``pictures``: layout of the visual tokens, picture by picture in sequence order.
+    ``pictures``: layout of the visual tokens, picture by picture in sequence order. ``originals``: the same with
+    newlines that are kept apart; ``seen``: what each token is (0: text), on the host.
     """
 
     real: Tensor
@@ -29,6 +30,8 @@ class Spans:
     visual_counts: list[int]
     prompt_counts: list[int]
     pictures: list[list[Picture]] = field(default_factory=list)
+    originals: list[list[Picture]] = field(default_factory=list)
+    seen: list[list[int]] = field(default_factory=list)
 
 
 def visual_token_ids(config: Any) -> dict[int, int]:
@@ -105,12 +108,13 @@ def find_spans(
         before &= position != first
     prompt = torch.where(after.any(1, keepdim=True), after, before)
     seen, reals, prompts = torch.stack([kinds, real, prompt]).cpu()  # the one wait for the device
-    pictures = arrange(config, seen.tolist(), given or {})
+    tokens = seen.tolist()
+    originals = pictures = arrange(config, tokens, given or {})
     if keep_newlines and (lines := _newlines(seen, pictures)) is not None:
         visual = visual & ~lines.to(visual.device)
         pictures = [[picture.without_newlines() for picture in row] for row in pictures]
     counts = reals.sum(1).tolist(), [sum(one.length for one in row) for row in pictures], prompts.sum(1).tolist()
-    return Spans(real, visual, prompt, *counts, pictures)
+    return Spans(real, visual, prompt, *counts, pictures, originals, tokens)
 
 
 def _newlines(kinds: Tensor, pictures: list[list[Picture]]) -> Tensor | None:

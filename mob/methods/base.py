@@ -6,11 +6,11 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from mob.budget import Budget
+from mob.budget import Budget, check_keep
 from mob.covering import Selection
 
 
@@ -32,7 +32,11 @@ class SpanView:
 
 
 class Rule(Protocol):
-    """A pruning rule: a frozen dataclass whose fields are its options."""
+    """A pruning rule: a frozen dataclass whose fields are its options.
+
+    A rule with ``early = True`` works before the decoder, on projected features and word embeddings. It may answer with
+    ``keep(view, budget) -> bool (B, N)`` instead of ``select``; where ``adaptive`` is true it decides itself how many.
+    """
 
     name: str
 
@@ -54,6 +58,52 @@ def register(name: str) -> Callable[[type], type]:
         return cls
 
     return add
+
+
+class Named(NamedTuple):
+    """A rule by its name, and how many tokens it keeps where its options say so."""
+
+    name: str
+    rule: Rule
+    K: int | float | None
+
+
+def parse(method: str, options: Mapping[str, Any] | None = None) -> tuple[list[Named], Named | None]:
+    """The rules of "first+second+last": those before the decoder, and the one within it, if there is one.
+
+    Options of a single rule are its own; of several, ``options[name]`` are those of each, and K in them says how many
+    tokens a rule keeps that is not the last.
+
+    Raises:
+        ValueError: an unknown rule or option, or rules in an order that cannot be.
+    """
+    names = str(method).split("+")
+    several = len(names) > 1
+    if several and (strange := set(options or {}) - set(names)):
+        raise ValueError(
+            f"options[{sorted(strange)[0]!r}]: of several rules, give options by the rules' names: {names}"
+        )
+    rules = []
+    for name in names:
+        own = dict((options or {}).get(name) or {}) if several else dict(options or {})
+        K = own.pop("K", None) if several else None
+        if K is not None:
+            check_keep(K)
+        rules.append(Named(name, create(name, own), K))
+    early = [one for one in rules if is_early(one.rule)]
+    late = [one for one in rules if not is_early(one.rule)]
+    if len(late) > 1 or rules != early + late:
+        raise ValueError(f"method={method!r}: name rules before the decoder first, and at most one within it, last")
+    for one in rules[:-1]:
+        if one.K is None and not getattr(one.rule, "adaptive", False):
+            example = {one.name: {"K": 0.5}}
+            raise ValueError(f"method={method!r}: say how many tokens {one.name} keeps, such as options={example}")
+    return early, late[0] if late else None
+
+
+def is_early(rule: Rule) -> bool:
+    """Whether a rule works on features of pictures, before the decoder."""
+    return getattr(rule, "early", False)
 
 
 def create(name: str, options: Mapping[str, Any] | None = None) -> Rule:

@@ -1,0 +1,369 @@
+"""Stages before the decoder: pictures are encoded, a rule chooses among their features, and the prompt becomes shorter.
+
+For ``generate`` this happens before its bookkeeping, which then sees a shorter prompt and nothing else; in a plain
+forward pass the output is brought back to full length, as after a stage within the decoder. The rule sees the features
+in the language model's embedding space, and the word embeddings of the prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin
+
+from mob.anatomy import STATE, Anatomy
+from mob.budget import Budget
+from mob.config import MoBConfig
+from mob.coupling import hausdorff
+from mob.layout import ENCODERS, IMAGE, NOTE, VIDEO, Kept, declared
+from mob.methods import Rule, SpanView
+from mob.spans import Spans, find_kinds, find_real, find_spans
+from mob.tensors import places_of, take
+
+_STACKED = "mob_stacked"
+MODALITIES = {IMAGE: "image", VIDEO: "video"}
+ENCODED = "mm_encoder_outputs"
+PER_TOKEN = ("attention_mask", "mm_token_type_ids", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class EarlyStage:
+    """A rule before the decoder. ``K``: tokens to keep, a number or a share; None where the rule itself decides."""
+
+    name: str
+    rule: Rule
+    K: int | float | None
+
+
+@dataclass(frozen=True)
+class Shorter:
+    """A prompt without the placeholders of dropped tokens.
+
+    Attributes:
+        kwargs: what the model is to be called with.
+        rows: (B, S) place of each token in the whole prompt, -1 for padding on the left.
+    """
+
+    kwargs: dict[str, Any]
+    rows: Tensor
+
+
+@torch.no_grad()
+def shorten(
+    parts: Anatomy,
+    stages: Sequence[EarlyStage],
+    settings: MoBConfig,
+    kwargs: dict[str, Any],
+    record: bool,
+    answer: Tensor | None = None,
+) -> Shorter | None:
+    """What a call of the model becomes; None where it brings no pictures.
+
+    Args:
+        kwargs: of ``generate`` or of the base model's ``forward``: input_ids (B, T), attention_mask, pictures.
+        answer: bool (B, T), tokens that labels ask to be predicted: a rule must not see them.
+
+    Raises:
+        ValueError: the call or the transformers version leaves no way to hand over fewer features.
+    """
+    base = parts.base
+    outputs, used = _encode(base, kwargs)
+    if not outputs:
+        return None
+    _check_call(base, kwargs)
+    ids, config = kwargs["input_ids"], parts.top.config
+    kinds = find_kinds(config, ids, None, parts.embed)
+    real = find_real(kwargs.get("attention_mask"), kinds, 0)
+    given = declared(config, {ENCODED: outputs, **{k: v for k, v in kwargs.items() if k in used}})
+    spans = find_spans(kinds, real, answer, True, config, given, settings.keep_newlines)
+    embeds = _merge(parts.embed(ids), kinds, outputs)
+    keep, notes = _choose(stages, settings, spans, embeds, record)
+    rest = {name: value for name, value in kwargs.items() if name not in used}
+    fewer = {MODALITIES[k]: _fewer(out, k, kinds, keep, spans, notes) for k, out in _by_kind(outputs)}
+    rows = _rows(keep & real)
+    positions = _positions(base, settings, kwargs, real, rows)
+    short = {"input_ids": _rows_of(ids, rows, config), "attention_mask": (rows >= 0).to(torch.int64)}
+    for name in PER_TOKEN[1:]:
+        if isinstance(rest.get(name), Tensor):
+            short[name] = rest[name].gather(1, rows.clamp_min(0)) * (rows >= 0)
+    if positions is not None:
+        short["position_ids"] = positions
+    return Shorter({**rest, **short, ENCODED: fewer}, rows)
+
+
+def _check_call(base: nn.Module, kwargs: dict[str, Any]) -> None:
+    if ENCODED not in inspect.signature(type(base).forward).parameters:
+        raise ValueError(
+            "rules before the decoder need a transformers that takes encoded pictures (5.23 does): update it, or use a "
+            "rule within the decoder such as method='mob'"
+        )
+    cache = kwargs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise ValueError(
+            "a rule before the decoder cannot continue a conversation in a cache: give the whole conversation again, "
+            "or use a rule within the decoder such as method='mob'"
+        )
+
+
+def _encode(base: nn.Module, kwargs: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """Features of the call's pictures and videos, by the model's own encoders, and the arguments that these used up."""
+    outputs: dict[str, Any] = dict(kwargs.get(ENCODED) or {})
+    used = {ENCODED}
+    for method, kind in ENCODERS.items():
+        encoder = getattr(base, method, None)
+        if encoder is None or MODALITIES[kind] in outputs:
+            continue
+        known = inspect.signature(encoder).parameters
+        mine = {name: kwargs[name] for name in known if name != "kwargs" and kwargs.get(name) is not None}
+        used |= set(mine)
+        if any(name.startswith("pixel_values") for name in mine):
+            outputs[MODALITIES[kind]] = encoder(**mine, return_dict=True)
+    return outputs, used
+
+
+def _by_kind(outputs: dict[str, Any]) -> Iterable[tuple[int, Any]]:
+    return [(kind, outputs[name]) for kind, name in MODALITIES.items() if outputs.get(name) is not None]
+
+
+def _features(output: Any) -> Tensor:
+    """(tokens, d) of all pictures of one kind, in order."""
+    features = output.pooler_output
+    return torch.cat([one.flatten(0, -2) for one in features])
+
+
+def _merge(embeds: Tensor, kinds: Tensor, outputs: dict[str, Any]) -> Tensor:
+    """Word embeddings (B, T, d) with the features in the places of their placeholders."""
+    for kind, output in _by_kind(outputs):
+        here = kinds == kind
+        features = _features(output)
+        if len(features) != int(here.sum()):
+            raise ValueError(
+                f"the prompt has {int(here.sum())} {MODALITIES[kind]} tokens and the pictures give {len(features)}: "
+                "make the prompt with the model's own processor"
+            )
+        embeds = embeds.masked_scatter(here[..., None], features.to(embeds))
+    return embeds
+
+
+def _choose(
+    stages: Sequence[EarlyStage], settings: MoBConfig, spans: Spans, embeds: Tensor, record: bool
+) -> tuple[Tensor, list[list[dict]]]:
+    """bool (B, T), what stays of the visual tokens (and all else), and what to say of each stage, per sample."""
+    alive = spans.visual.clone()
+    counts = [[picture.length for picture in row] for row in spans.pictures]
+    notes: list[list[dict]] = [[] for _ in counts]
+    for stage in stages:
+        before, sizes = alive, counts
+        alive = _stage(stage, settings, spans, embeds, before, sizes)
+        counts = _counts(before, alive, sizes)
+        for sample, row in enumerate(counts):
+            if not row:
+                continue
+            note = {"method": stage.name, "layer": 0, "N": sum(sizes[sample]), "K": sum(row)}
+            if record:  # how far the farthest dropped token is from what stays: the covering bound grows by this
+                mine, left = embeds[sample][before[sample]], alive[sample][before[sample]]
+                note["radius"] = float(hausdorff(mine, mine[left])) if bool(left.any()) else None
+            notes[sample].append(note)
+    return alive | ~spans.visual, notes
+
+
+def _stage(
+    stage: EarlyStage, settings: MoBConfig, spans: Spans, embeds: Tensor, alive: Tensor, counts: list[list[int]]
+) -> Tensor:
+    """bool (B, T): what one rule leaves of the visual tokens that are still there."""
+    device = embeds.device
+    places = places_of(alive, max((sum(row) for row in counts), default=0))
+    out = torch.zeros_like(alive)
+    for budget, members in _groups(stage, settings, counts).items():
+        rows, starts = torch.tensor(members, device=device).T[..., None]
+        at = places[rows, starts + torch.arange(budget.N, device=device)]
+        if not budget.identity or stage.K is None:
+            samples = rows[:, 0]
+            lengths = [spans.prompt_counts[sample] for sample, _ in members]
+            questions = places_of(spans.prompt[samples], max(lengths))
+            mask = None if min(lengths) == max(lengths) else spans.prompt[samples].gather(1, questions)
+            prompt = take(embeds[samples], questions)
+            view = SpanView(take(embeds[samples], at), prompt, mask, settings.distance_metric)
+            out[rows, at] = kept_mask(stage.rule, view, budget)
+        else:
+            out[rows, at] = True
+    return out
+
+
+def kept_mask(rule: Rule, view: SpanView, budget: Budget) -> Tensor:
+    """bool (B, N): what a rule keeps, whether it names indices or answers with a mask."""
+    if hasattr(rule, "keep"):
+        return rule.keep(view, budget)
+    indices = rule.select(view, budget).indices
+    mask = torch.zeros(view.visual.shape[:2], dtype=torch.bool, device=view.visual.device)
+    return mask.scatter(1, indices, True)
+
+
+def _groups(stage: EarlyStage, settings: MoBConfig, counts: list[list[int]]) -> dict[Budget, list[tuple[int, int]]]:
+    """Pictures by budget, as (sample, first of its tokens)."""
+    groups: dict[Budget, list[tuple[int, int]]] = {}
+    for sample, row in enumerate(counts):
+        if stage.K is None:
+            parts = [Budget(N=n, K=n, K_p=0, k=1) for n in row]
+        else:
+            own = dataclasses.replace(settings, K=stage.K)
+            parts = own.parts(own.budget(sum(row)), row)
+            parts = parts if len(parts) == len(row) else [own.budget(sum(row))]
+        start = 0
+        for budget in parts:
+            if budget.K:
+                groups.setdefault(budget, []).append((sample, start))
+            start += budget.N
+    return groups
+
+
+def _counts(before: Tensor, after: Tensor, sizes: list[list[int]]) -> list[list[int]]:
+    """How much is left of each picture."""
+    out = []
+    for was, now, row in zip(before.cpu(), after.cpu(), sizes, strict=True):
+        out.append([int(part.sum()) for part in now[was].split(row)] if row else [])
+    return out
+
+
+def _fewer(output: Any, kind: int, kinds: Tensor, keep: Tensor, spans: Spans, notes: list[list[dict]]) -> Any:
+    """An encoder's output with the features of kept tokens only, a tensor for each picture, its layout noted on it."""
+    here = kinds == kind
+    mask = keep[here]
+    features = _features(output)[mask]
+    pictures = _left(kind, kinds, keep, spans, notes)
+    sizes = [len(picture.indices) for picture in pictures]
+    parts = list(features.split(sizes))
+    for part, picture in zip(parts, pictures, strict=True):
+        setattr(part, NOTE, picture)
+    values = {"last_hidden_state": output.last_hidden_state, "pooler_output": parts}
+    if getattr(output, "deepstack_features", None) is not None:
+        values["deepstack_features"] = [
+            list(torch.cat(list(level))[mask].split(sizes)) for level in output.deepstack_features
+        ]
+    fewer = type(output)(**values)
+    setattr(fewer, _STACKED, isinstance(output.pooler_output, Tensor))
+    return fewer
+
+
+def joined(encoded: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Shortened features in the form that the base model's ``forward`` takes: some families want one tensor.
+
+    Until then they are lists, one tensor for each picture, since ``generate`` deals these out to beams.
+    """
+    out = dict(encoded or {})
+    for name, output in out.items():
+        if getattr(output, _STACKED, False):
+            out[name] = type(output)(**{**output, "pooler_output": torch.cat(list(output.pooler_output))[None]})
+    return out or encoded
+
+
+def _left(kind: int, kinds: Tensor, keep: Tensor, spans: Spans, notes: list[list[dict]]) -> list[Kept]:
+    """What is left of every picture of one kind that has tokens left, in order."""
+    out = []
+    # Newlines that are kept apart belong to their picture, but not to its prunable tokens: they count as kept.
+    for row, kept, seen, pictures, note in zip(
+        kinds.tolist(), keep.tolist(), spans.seen, spans.originals, notes, strict=True
+    ):
+        tokens = [at for at, there in enumerate(seen) if there]
+        start = 0
+        for number, picture in enumerate(pictures):
+            mine = tokens[start : start + picture.length]
+            indices = tuple(i for i, at in enumerate(mine) if kept[at])
+            if mine and row[mine[0]] == kind and indices:
+                out.append(Kept(tuple(pictures), number, indices, tuple(map(_frozen, note))))
+            start += picture.length
+    return out
+
+
+def _frozen(note: dict) -> tuple:
+    return tuple(note.items())
+
+
+def _rows(keep: Tensor) -> Tensor:
+    """(B, S) places of kept tokens, padded with -1 on the left."""
+    counts = keep.sum(1)
+    size = int(counts.max())
+    order = keep.to(torch.uint8).sort(dim=1, stable=True).indices[:, -size:]
+    padding = torch.arange(size, device=keep.device) < (size - counts)[:, None]
+    return order.masked_fill(padding, -1)
+
+
+def _rows_of(ids: Tensor, rows: Tensor, config: Any) -> Tensor:
+    pad = getattr(config.get_text_config(), "pad_token_id", None) or 0
+    return ids.gather(1, rows.clamp_min(0)).masked_fill(rows < 0, pad)
+
+
+def _positions(
+    base: nn.Module, settings: MoBConfig, kwargs: dict[str, Any], real: Tensor, rows: Tensor
+) -> Tensor | None:
+    """Positions of the tokens that are left; None: numbered afresh.
+
+    Multimodal positions (Qwen) are those of the whole prompt, since nothing could compute them from the rest.
+    """
+    if hasattr(base, "get_rope_index"):
+        known = inspect.signature(base.get_rope_index).parameters
+        mine = {k: v for k, v in kwargs.items() if k in known and k not in ("input_ids", "attention_mask")}
+        whole, _ = base.get_rope_index(kwargs["input_ids"], attention_mask=real.to(torch.int64), **mine)
+        short = whole.gather(2, rows.clamp_min(0).expand(3, -1, -1))
+        return torch.cat([((rows >= 0).cumsum(1) - 1).clamp_min(0)[None], short])
+    if settings.positions != "keep":
+        return None
+    whole = (real.cumsum(1) - 1).clamp_min(0)
+    return whole.gather(1, rows.clamp_min(0))
+
+
+def is_short(kwargs: dict[str, Any]) -> bool:
+    """Whether the pictures of a call have been through the stages before the decoder already."""
+    encoded = kwargs.get(ENCODED) or {}
+    features = [one for output in encoded.values() for one in getattr(output, "pooler_output", None) or ()]
+    return any(isinstance(getattr(one, NOTE, None), Kept) for one in features)
+
+
+class Generate:
+    """Stands before ``generate`` of a stock model while pruning is on."""
+
+    def __init__(self, top: nn.Module) -> None:
+        self.top = top
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return generate(self.top, type(self.top).generate.__get__(self.top), args, kwargs)
+
+
+def generate(top: nn.Module, stock: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """``stock(*args, **kwargs)`` on a prompt that the innermost active pruning has shortened; the answer as if it had
+    not: the whole prompt, then new tokens."""
+    active = _active(top)
+    if active is None:
+        return stock(*args, **kwargs)
+    names = list(inspect.signature(GenerationMixin.generate).parameters)[1:]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    if given.get("inputs") is not None:
+        given["input_ids"] = given.pop("inputs")
+    shorter = active.shorten(given)
+    if shorter is None:
+        return stock(*args, **kwargs)
+    ids, call = given["input_ids"], dict(shorter.kwargs)
+    dropped = ids.shape[1] - call["input_ids"].shape[1]
+    for limit in ("max_length", "min_length"):  # these count the prompt
+        if call.get(limit) is not None:
+            call[limit] -= dropped
+    out = stock(**call)
+    sequences = out if isinstance(out, Tensor) else out.sequences
+    prompts = ids.repeat_interleave(len(sequences) // len(ids), 0).to(sequences.device)
+    whole = torch.cat([prompts, sequences[:, call["input_ids"].shape[1] :]], 1)
+    if isinstance(out, Tensor):
+        return whole
+    out.sequences = whole
+    return out
+
+
+def _active(top: nn.Module) -> Any:
+    base = getattr(top, top.base_model_prefix, top) if top.base_model_prefix else top
+    stack = base.__dict__.get(STATE)
+    return stack[-1] if stack else None

@@ -1,0 +1,31 @@
+"""Small tensor moves that several stages share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def places_of(mask: Tensor, count: int) -> Tensor:
+    """Where the True entries of each row are, ascending: bool (B, T) with at most ``count`` -> int64 (B, count)."""
+    return mask.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, :count]
+
+
+def take(rows: Tensor, index: Tensor) -> Tensor:
+    """(B, T, d) and (B, n) -> (B, n, d)."""
+    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
+
+
+def expand(hidden: Tensor, rows: Tensor, length: int) -> Tensor:
+    """What short layers gave, (B, S, d) -> (B, length, d).
+
+    A dropped token reads the nearest kept one before it, so that labels, logits of the last token and log-likelihoods
+    keep their places. ``rows`` (B, S) are the places of the tokens that are left, -1 for padding on the left.
+    """
+    rows = rows.to(hidden.device)
+    batch, size = rows.shape
+    place = torch.arange(size, device=hidden.device).expand(batch, -1).masked_fill(rows < 0, -1)
+    source = hidden.new_full((batch, length + 1), -1, dtype=torch.int64)
+    # Padding rows all write to the spare last entry, which is cut off.
+    source = source.scatter(1, rows.masked_fill(rows < 0, length), place)[:, :length]
+    return take(hidden, source.cummax(1).values.clamp_min(0))
