@@ -3,9 +3,10 @@
 Every function takes one sample, ``visual`` (N, d) and ``prompt`` (L, d), or a batch, (B, N, d) and (B, L, d), with an
 optional bool mask (B, N) or (B, L) whose True entries are real tokens. Nothing here knows about models.
 
-Exactness. Rows are normalised and compared in float32 whatever their dtype, and cosines are rounded to a grid of
-2^-20 (about 1e-6, ten times the error of the product), so that equal tokens compare equal, but for a rare value at the
-edge of a step, and ties go to the lowest index. (A user's TF32 setting is left alone, and is far coarser than that.)
+Exactness. Rows are normalised and compared in float32 (small inputs on CPUs in float64) whatever their dtype, and
+cosines are rounded to a grid of 2^-20 (about 1e-6, ten times the error of the product), so that equal tokens compare
+equal, but for a rare value at the edge of a step, and ties go to the lowest index. (A user's TF32 setting is left
+alone, and is far coarser than that.)
 A row that holds NaN or infinity, or only zeros, counts as the zero vector: like nothing, far from everything.
 """
 
@@ -16,10 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mob.farthest import NEVER, by_gram, cosines, lazily, lazy_pays
+
 METRICS = ("cosine", "euclidean")
-_GRID = 2.0**20
-_NEVER = float("-inf")
-_GRAM_SHARE = 8  # on CPU the full Gram matrix pays once more than N / 8 of its rows are needed
+_SMALL = 2**18  # entries
 
 
 class Selection(NamedTuple):
@@ -66,7 +67,8 @@ def select(
     K = min(K, visual.shape[1])
     if visual_mask is not None and bool((visual_mask.sum(1) < K).any()):
         raise ValueError(f"K={K} is more than the real visual tokens of a row: group rows by size, or lower K")
-    units, prompt_units = unit_rows(visual), unit_rows(prompt)
+    dtype = _working_dtype(visual)
+    units, prompt_units = unit_rows(visual, dtype), unit_rows(prompt, dtype)
     centres = prompt_centers(units, prompt_units, min(K_p, K), k, visual_mask, prompt_mask)
     taken = visual_centers(units, centres, K, visual_mask, at_least=_guaranteed(prompt, K_p, k, prompt_mask))
     indices = taken.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, :K]
@@ -87,14 +89,14 @@ def prompt_centers(
         return chosen
     similarity = cosines(prompt_units, units)
     if visual_mask is not None:
-        similarity = similarity.masked_fill(~visual_mask[:, None], _NEVER)
+        similarity = similarity.masked_fill(~visual_mask[:, None], NEVER)
     if prompt_mask is not None:
-        similarity = similarity.masked_fill(~prompt_mask[..., None], _NEVER)
+        similarity = similarity.masked_fill(~prompt_mask[..., None], NEVER)
     best, proposed = (part[..., :k] for part in similarity.sort(dim=-1, descending=True, stable=True))
-    scores = torch.full_like(similarity[:, 0], _NEVER)
+    scores = torch.full_like(similarity[:, 0], NEVER)
     scores = scores.scatter_reduce(1, proposed.flatten(1), best.flatten(1), "amax")
     ranked, order = (part[:, :K_p] for part in scores.sort(dim=-1, descending=True, stable=True))
-    return chosen.scatter(1, order, ranked > _NEVER)
+    return chosen.scatter(1, order, ranked > NEVER)
 
 
 def visual_centers(
@@ -107,57 +109,60 @@ def visual_centers(
     a synchronisation with the device.
     """
     real = torch.ones_like(centres) if visual_mask is None else visual_mask
-    taken = centres | _first_center(units, real, needed=~centres.any(1))
-    steps = K - (int(taken.sum(1).min()) if taken.device.type == "cpu" else max(at_least, 1))
-    row_of = _row_reader(units, steps)
-    distance = _distance_to(units, taken, K).masked_fill(taken | ~real, _NEVER)
-    count = taken.sum(1)
-    for _ in range(steps):
-        farthest = distance.argmax(1)[:, None]  # the first of equal maxima
-        taken = taken.scatter(1, farthest, taken.gather(1, farthest) | (count < K)[:, None])
-        distance = torch.minimum(distance, 1 - row_of(farthest)).scatter(1, farthest, _NEVER)
-        count = count + 1
-    return taken
+    needed = ~centres.any(1)
+    on_host = centres.device.type == "cpu"  # where looking at the numbers costs no wait
+    if not on_host or bool(needed.any()):
+        centres = centres | _first_center(units, real, needed)
+    taken = centres
+    counts = taken.sum(1)
+    most = int(counts.max()) if on_host else K
+    distance = _distance_to(units, taken, most).masked_fill(taken | ~real, NEVER)
+    if not on_host:
+        return by_gram(units, taken, distance, K, steps=K - max(at_least, 1))
+    steps = K - int(counts.min())
+    if lazy_pays(*units.shape, steps):
+        return lazily(units, taken, distance, K)
+    return by_gram(units, taken, distance, K, steps)
 
 
-def unit_rows(rows: Tensor) -> Tensor:
-    """Rows divided by their length, float32 (on the accumulators too); unusable rows become zero. Shape unchanged."""
-    rows = rows.to(torch.float32)
-    # Dividing by the largest entry first keeps float16-sized and huge rows alike away from overflow.
+def unit_rows(rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rows divided by their length in ``dtype``; unusable rows become zero. Shape unchanged."""
+    rows = rows.to(dtype)
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    # Far from where squares overflow or vanish; never so for hidden states.
+    plain = (length > 1e-12) & (length < 1e12)
+    if rows.device.type == "cpu" and bool(plain.all()):
+        return rows / length
+    return torch.where(plain, rows / length, _rescaled(rows))
+
+
+def _rescaled(rows: Tensor) -> Tensor:
+    """The same for rows of any size: dividing by the largest entry first keeps them away from overflow."""
     scale = rows.abs().amax(-1, keepdim=True)
     usable = torch.isfinite(scale) & (scale > 0)
     rows = torch.where(usable, rows / scale.where(usable, 1.0), 0.0)
-    return rows / rows.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return rows / rows.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
 
 
-def cosines(a: Tensor, b: Tensor) -> Tensor:
-    """Cosines of unit rows on the comparison grid: (B, n, d), (B, m, d) -> float32 (B, n, m)."""
-    with torch.autocast(a.device.type, enabled=False):
-        return torch.round(a @ b.transpose(-1, -2) * _GRID) / _GRID
+def _working_dtype(visual: Tensor) -> torch.dtype:
+    """float64 where that costs nothing to speak of: no two tokens are then confused by the error of a product."""
+    small = visual.shape[-2] * visual.shape[-1] <= _SMALL
+    return torch.float64 if small and visual.device.type == "cpu" else torch.float32
 
 
 def _first_center(units: Tensor, real: Tensor, needed: Tensor) -> Tensor:
     """bool (B, N): the token farthest from the mean direction in the rows where ``needed``, nothing elsewhere."""
-    mean = unit_rows((units * real[..., None]).sum(1, keepdim=True))
-    away = (1 - cosines(units, mean)[..., 0]).masked_fill(~real, _NEVER)
+    mean = unit_rows((units * real[..., None]).sum(1, keepdim=True), units.dtype)
+    away = (1 - cosines(units, mean)[..., 0]).masked_fill(~real, NEVER)
     first = torch.zeros_like(real).scatter(1, away.argmax(1)[:, None], True)
     return first & needed[:, None]
 
 
-def _distance_to(units: Tensor, taken: Tensor, K: int) -> Tensor:
-    """1 - cosine to the nearest taken token, float32 (B, N). At most K tokens are taken in a row."""
-    order = taken.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, :K]
+def _distance_to(units: Tensor, taken: Tensor, most: int) -> Tensor:
+    """1 - cosine to the nearest taken token, float32 (B, N). At most ``most`` tokens are taken in a row."""
+    order = taken.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, :most]
     nearest = cosines(units, units.gather(1, order[..., None].expand(-1, -1, units.shape[-1])))
-    return 1 - nearest.masked_fill(~taken.gather(1, order)[:, None], _NEVER).amax(-1)
-
-
-def _row_reader(units: Tensor, steps: int):
-    """A function (B, 1) indices -> (B, N) cosines, from the Gram matrix or row by row, whichever is cheaper."""
-    size, width = units.shape[1:]
-    if units.device.type == "cpu" and steps * _GRAM_SHARE < size:
-        return lambda index: cosines(units, units.gather(1, index[..., None].expand(-1, -1, width)))[..., 0]
-    gram = cosines(units, units)
-    return lambda index: gram.gather(1, index[..., None].expand(-1, -1, size))[:, 0]
+    return 1 - nearest.masked_fill(~taken.gather(1, order)[:, None], NEVER).amax(-1)
 
 
 def _guaranteed(prompt: Tensor, K_p: int, k: int, prompt_mask: Tensor | None) -> int:

@@ -1,0 +1,104 @@
+"""The two ways of farthest-point sampling choose the same tokens, and the lazy one looks at few of them."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from mob import farthest
+from mob.covering import prompt_centers, select, unit_rows, visual_centers
+from mob.farthest import NEVER, by_gram, cosines, lazily
+
+
+def tokens(kind, N, d, seed=0):
+    """(1, N, d): independent, in clusters around a common mean as hidden states are, or with many equal ones."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(1, N, d, generator=generator)
+    if kind == "random":
+        return noise
+    groups = torch.randn(max(2, N // 15), d, generator=generator)
+    rows = groups[torch.randint(len(groups), (N,), generator=generator)]
+    if kind == "equal":
+        return rows[None]
+    return torch.randn(1, 1, d, generator=generator) + rows / 2 + noise / 3
+
+
+def both(visual, K, start):
+    units = unit_rows(visual)
+    taken = torch.zeros(visual.shape[:2], dtype=torch.bool)
+    taken[:, start] = True
+    distance = (1 - cosines(units, units[:, start]).amax(-1)).masked_fill(taken, NEVER)
+    return by_gram(units, taken, distance, K, K - len(start)), lazily(units, taken, distance, K)
+
+
+@pytest.mark.parametrize("kind", ["random", "clustered", "equal"])
+@pytest.mark.parametrize("N, d, K", [(40, 8, 40), (200, 32, 90), (576, 256, 64), (900, 64, 300)])
+def test_both_ways_choose_the_same(kind, N, d, K):
+    for seed in range(5):
+        gram, lazy = both(tokens(kind, N, d, seed), K, [3, N // 2])
+        assert torch.equal(gram, lazy) and int(lazy.sum()) == K
+
+
+def test_a_batch_with_unequal_starts():
+    visual = torch.cat([tokens("clustered", 120, 32, seed) for seed in range(3)])
+    units = unit_rows(visual)
+    taken = torch.zeros(3, 120, dtype=torch.bool)
+    taken[0, [1]] = taken[1, [2, 5, 9]] = taken[2, [0, 7]] = True
+    distance = torch.stack([1 - cosines(u[None], u[t][None])[0].amax(-1) for u, t in zip(units, taken, strict=True)])
+    distance = distance.masked_fill(taken, NEVER)
+    lazy = lazily(units, taken, distance, 30)
+    assert torch.equal(lazy, by_gram(units, taken, distance, 30, 29)) and lazy.sum(1).tolist() == [30] * 3
+
+
+def test_few_products_are_needed(monkeypatch):
+    """Of N K products of long rows, the lazy way computes a small share."""
+    N, K = 900, 200
+    computed = []
+    monkeypatch.setattr(farthest, "cosines", lambda a, b: computed.append(a.shape[-2] * b.shape[-2]) or cosines(a, b))
+    for kind in ("random", "clustered"):
+        computed.clear()
+        units = unit_rows(tokens(kind, N, 64))
+        taken = torch.zeros(1, N, dtype=torch.bool).index_fill(1, torch.tensor([0]), True)
+        distance = (1 - cosines(units, units[:, :1])[..., 0]).masked_fill(taken, NEVER)
+        lazily(units, taken, distance, K)
+        assert sum(computed) < 0.35 * N * K, kind
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_select_does_not_depend_on_the_way(dtype, monkeypatch):
+    visual, prompt = tokens("clustered", 600, 512)[0].to(dtype), tokens("random", 9, 512, 1)[0].to(dtype)
+    chosen = []
+    for lazy in (True, False):
+        monkeypatch.setattr("mob.covering.lazy_pays", lambda *sizes, lazy=lazy: lazy)
+        chosen.append(select(visual, prompt, 80, 40, 5).indices)
+    assert torch.equal(*chosen)
+
+
+def test_selection_is_not_slower_than_the_plain_loop():
+    """A ratio within one process, generous: the plain loop reads one row of products for every step."""
+    units = unit_rows(tokens("clustered", 1500, 1024))
+    centres = prompt_centers(units, unit_rows(tokens("random", 20, 1024, 1)), 60, 8, None, None)
+
+    def plain():
+        taken = centres.clone()
+        distance = (1 - cosines(units, units[centres][None]).amax(-1)).masked_fill(taken, NEVER)
+        for _ in range(200 - int(taken.sum())):
+            new = distance.argmax(1)
+            taken[0, new] = True
+            distance = torch.minimum(distance, 1 - cosines(units, units[:, new])[..., 0])
+            distance[0, new] = NEVER
+        return taken
+
+    def seconds(run):
+        best = float("inf")
+        for _ in range(3):
+            start = time.process_time()
+            out = run()
+            best = min(best, time.process_time() - start)
+        return best, out
+
+    slow, expected = seconds(plain)
+    fast, got = seconds(lambda: visual_centers(units, centres, 200))
+    assert torch.equal(got, expected) and fast < 1.3 * slow
