@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mob.farthest import NEVER, by_gram, cosines, lazily, lazy_pays
+from mob.farthest import NEVER, cosines, sample
 
 METRICS = ("cosine", "euclidean")
 _SMALL = 2**18  # entries
@@ -117,12 +117,7 @@ def visual_centers(
     counts = taken.sum(1)
     most = int(counts.max()) if on_host else K
     distance = _distance_to(units, taken, most).masked_fill(taken | ~real, NEVER)
-    if not on_host:
-        return by_gram(units, taken, distance, K, steps=K - max(at_least, 1))
-    steps = K - int(counts.min())
-    if lazy_pays(*units.shape, steps):
-        return lazily(units, taken, distance, K)
-    return by_gram(units, taken, distance, K, steps)
+    return sample(units, taken, distance, K, K - (int(counts.min()) if on_host else max(at_least, 1)))
 
 
 def unit_rows(rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,11 +1,13 @@
 """Farthest-point sampling on unit rows: always take the token whose nearest taken token is farthest away.
 
-Two ways to the same indices. ``by_gram`` reads rows of the Gram matrix, in a loop over a whole batch: for accelerators
-and small sizes. ``lazily`` is for CPUs, where products of long rows are what costs: it computes them only for tokens
-that could be the farthest.
+Three ways to the same indices. ``loop`` takes one token after the other in all rows of a batch, with rows of the Gram
+matrix (for accelerators and small sizes) or with products made on demand. ``lazily`` is for CPUs, where products of
+long rows are what costs: it makes them only for tokens that could be the farthest.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,27 +23,59 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
         return (torch.round(a @ b.transpose(-1, -2) * GRID) / GRID).float()
 
 
-def by_gram(units: Tensor, taken: Tensor, distance: Tensor, K: int, steps: int) -> Tensor:
-    """bool (B, N): ``taken`` with more tokens, until every row has K.
+def sample(units: Tensor, taken: Tensor, distance: Tensor, K: int, steps: int) -> Tensor:
+    """bool (B, N): ``taken`` with more tokens, until every row has K, in the way that is fastest for these sizes.
 
     Args:
         units: (B, N, d) unit rows.
+        taken: bool (B, N), at least one token in each row.
         distance: float32 (B, N), 1 - cosine to the nearest taken token, -inf where a token is taken or not real.
         steps: how many tokens the row with the fewest still needs; rows that are full ignore the rest.
     """
+    if units.device.type != "cpu":
+        return loop(taken, distance, K, steps, gram_rows(units))
+    gram, demand, lazy = costs(*units.shape, steps)
+    if lazy < min(gram, demand):
+        return lazily(units, taken, distance, K)
+    return loop(taken, distance, K, steps, gram_rows(units) if gram < demand else demanded_rows(units))
+
+
+def costs(batch: int, size: int, width: int, steps: int) -> tuple[float, float, float]:
+    """Estimated seconds on one CPU thread with the Gram matrix, with rows on demand, and lazily.
+
+    Fitted to measurements at N = 576 to 11664 and d = 1024 and 4096 on a machine without AVX-512; only ratios matter.
+    """
+    gram = batch * size**2 * width / 3.6e10 + steps * 2e-5
+    demand = steps * (batch * size * width * 1.6e-10 + 3e-5)
+    lazy = batch * steps * (2.5e-4 + _CANDIDATES * steps / 2 * width / 2e10)
+    return gram, demand, lazy
+
+
+def gram_rows(units: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function (B, 1) places -> (B, N) cosines, from a Gram matrix that is made once."""
     gram, size = cosines(units, units), units.shape[1]
+    return lambda place: gram.gather(1, place[..., None].expand(-1, -1, size))[:, 0]
+
+
+def demanded_rows(units: Tensor) -> Callable[[Tensor], Tensor]:
+    """The same, each row made when it is asked for."""
+    width = units.shape[2]
+    return lambda place: cosines(units, units.gather(1, place[..., None].expand(-1, -1, width)))[..., 0]
+
+
+def loop(taken: Tensor, distance: Tensor, K: int, steps: int, row_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """One token after the other, in all rows of the batch at once, without a look at any number."""
     count = taken.sum(1)
     for _ in range(steps):
         farthest = distance.argmax(1)[:, None]  # the first of equal maxima
         taken = taken.scatter(1, farthest, taken.gather(1, farthest) | (count < K)[:, None])
-        row = gram.gather(1, farthest[..., None].expand(-1, -1, size))[:, 0]
-        distance = torch.minimum(distance, 1 - row).scatter(1, farthest, NEVER)
+        distance = torch.minimum(distance, 1 - row_of(farthest)).scatter(1, farthest, NEVER)
         count = count + 1
     return taken
 
 
 def lazily(units: Tensor, taken: Tensor, distance: Tensor, K: int) -> Tensor:
-    """The same for CPUs, row by row.
+    """Row by row of the batch, on a CPU.
 
     A distance only ever shrinks, so an old one is an upper bound: where the largest bound is up to date, it is the
     farthest token's. Where it is not, the few largest are brought up to date and the question is asked again.
@@ -59,6 +93,7 @@ def _one(units: Tensor, taken: Tensor, bounds: Tensor, K: int) -> Tensor:
         farthest = int(bounds.argmax())
         while int(known[farthest]) < step:
             few = bounds.topk(min(_CANDIDATES, len(bounds))).indices
+            few[-1] = farthest  # of many equal ones, topk may leave out the first
             _update(units, bounds, known, few, centres[:step])
             farthest = int(bounds.argmax())
         taken[farthest] = True
@@ -75,14 +110,3 @@ def _update(units: Tensor, bounds: Tensor, known: Tensor, few: Tensor, centres: 
     counted = torch.arange(first, len(centres)) < seen[:, None]
     bounds[few] = torch.minimum(bounds[few], away.masked_fill(counted, float("inf")).amin(1))
     known[few] = len(centres)
-
-
-def lazy_pays(batch: int, size: int, width: int, steps: int) -> bool:
-    """Whether ``lazily`` is estimated to be faster than ``by_gram`` on a CPU.
-
-    Rough costs of one thread: 40 and 10 billion multiply-adds a second in large and small products, 0.12 ms for a round
-    of the lazy loop and 0.02 ms for one of the other.
-    """
-    gram = batch * size**2 * width / 2e10 + steps * 2e-5
-    lazy = batch * steps * (2.4e-4 + _CANDIDATES * steps / 2 * width / 1e10)
-    return lazy < gram
