@@ -65,7 +65,7 @@ def test_few_products_are_needed(monkeypatch):
         taken = torch.zeros(1, N, dtype=torch.bool).index_fill(1, torch.tensor([0]), True)
         distance = (1 - cosines(units, units[:, :1])[..., 0]).masked_fill(taken, NEVER)
         lazily(units, taken, distance, K)
-        assert sum(computed[1:]) < 0.45 * N * K, kind
+        assert sum(computed[1:]) < 0.7 * N * K, kind
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
