@@ -13,7 +13,7 @@ MOB_PINS=${MOB_PINS:-scripts/constraints.txt}
 mob_setup() {
   local python=${MOB_PYTHON:-python3} wanted
   # The marker holds what was installed from: a changed dependency sets up again.
-  wanted="${MOB_TORCH:-cpu} $(cat {,LLaVA/,LLaVA-Next/,Qwen2-VL/}pyproject.toml */setup.py "$MOB_PINS" scripts/setup.sh | cksum)"
+  wanted="${MOB_TORCH:-cpu} $(cat {,LLaVA/,LLaVA-Next/,Qwen2-VL/,RedundancyCodebook/}pyproject.toml */setup.py "$MOB_PINS" scripts/setup.sh | cksum)"
   [ -f "$MOB_VENV"/.ready ] && [ "$(cat "$MOB_VENV"/.ready)" = "$wanted" ] && return 0
 
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
@@ -25,8 +25,8 @@ mob_setup() {
     "$python" -m venv "$MOB_VENV" || { echo "error: cannot make $MOB_VENV; on Debian: apt-get install python3-venv" >&2; return 1; }
   fi
   mob_torch || { echo "error: could not install torch" >&2; return 1; }
-  # mob last, llava after llava-next: each brings copies of what it needs along, which the editable ones replace.
-  for part in ./LLaVA-Next './LLaVA[dev]' ./Qwen2-VL '.[dev]'; do
+  # From the last to the first: each brings copies of what it needs along, which the editable ones replace.
+  for part in ./RedundancyCodebook ./LLaVA-Next './LLaVA[dev]' ./Qwen2-VL '.[dev]'; do
     "$MOB_VENV"/bin/python -m pip install -q --disable-pip-version-check -c "$MOB_PINS" -e "$part" || return 1
   done
   echo "$wanted" >"$MOB_VENV"/.ready

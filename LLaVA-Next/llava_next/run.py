@@ -25,7 +25,7 @@ from transformers import TextStreamer
 from transformers.utils import logging as transformers_logging
 
 from llava.eval import run_llava
-from llava.eval.run_llava import Answer, _number, _positive, compare, describe, image_parser, say
+from llava.eval.run_llava import Answer, bounded, compare, describe, image_parser, positive, say
 from llava.mm_utils import seen_box
 from llava.model.formats import local_folder, read_config
 from llava_next.mm_utils import FRAMES, get_model_name_from_path, load_images, load_video, process_video
@@ -194,15 +194,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model-base", help="of an adapter of LLaVA-1.5 or 1.6")
     parser.add_argument("--image-file", help="path or URL; several with --sep between")
     parser.add_argument("--video-file", help="path")
-    parser.add_argument("--frames", type=_positive, default=FRAMES, help=f"frames read of the video ({FRAMES})")
+    parser.add_argument("--frames", type=positive, default=FRAMES, help=f"frames read of the video ({FRAMES})")
     parser.add_argument("--query", required=True)
     parser.add_argument("--conv-mode", help="conversation template (default: the checkpoint's own)")
     parser.add_argument("--sep", default=",")
-    parser.add_argument("--temperature", type=_number(0, None), default=0.2, help="0: greedy")
-    parser.add_argument("--top_p", "--top-p", type=_number(0, 1))
-    parser.add_argument("--num_beams", "--num-beams", type=_positive, default=1)
+    parser.add_argument("--temperature", type=bounded(0, None), default=0.2, help="0: greedy")
+    parser.add_argument("--top_p", "--top-p", type=bounded(0, 1))
+    parser.add_argument("--num_beams", "--num-beams", type=positive, default=1)
     parser.add_argument(
-        "--max_new_tokens", "--max-new-tokens", type=_positive, help=f"default: the checkpoint's, or {_LENGTH}"
+        "--max_new_tokens", "--max-new-tokens", type=positive, help=f"default: the checkpoint's, or {_LENGTH}"
     )
     parser.add_argument("--device", default="cuda", help="cuda, mps or cpu (default: the best there is)")
     parser.add_argument("--load-8bit", action="store_true")

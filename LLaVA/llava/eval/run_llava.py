@@ -191,7 +191,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     """An integer of at least 1, for argparse."""
     value = int(text)
     if value < 1:
@@ -199,7 +199,7 @@ def _positive(text: str) -> int:
     return value
 
 
-def _number(low: float, high: float | None) -> Callable[[str], float]:
+def bounded(low: float, high: float | None) -> Callable[[str], float]:
     """A number within bounds, for argparse."""
 
     def number(text: str) -> float:
@@ -221,11 +221,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--query", required=True)
     parser.add_argument("--conv-mode", help="conversation template (default: the checkpoint's own)")
     parser.add_argument("--sep", default=",")
-    parser.add_argument("--temperature", type=_number(0, None), default=0.2, help="0: greedy")
-    parser.add_argument("--top_p", "--top-p", type=_number(0, 1))
-    parser.add_argument("--num_beams", "--num-beams", type=_positive, default=1)
+    parser.add_argument("--temperature", type=bounded(0, None), default=0.2, help="0: greedy")
+    parser.add_argument("--top_p", "--top-p", type=bounded(0, 1))
+    parser.add_argument("--num_beams", "--num-beams", type=positive, default=1)
     parser.add_argument(
-        "--max_new_tokens", "--max-new-tokens", type=_positive, help=f"default: the checkpoint's, or {_LENGTH}"
+        "--max_new_tokens", "--max-new-tokens", type=positive, help=f"default: the checkpoint's, or {_LENGTH}"
     )
     parser.add_argument("--device", default="cuda", help="cuda, mps or cpu (default: the best there is)")
     parser.add_argument("--load-8bit", action="store_true")

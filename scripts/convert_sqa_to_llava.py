@@ -1,0 +1,8 @@
+"""``python -m llava.eval.convert sqa`` under the name that it has in the original repository."""
+
+import sys
+
+from llava.eval.convert import main
+
+if __name__ == "__main__":
+    sys.exit(main(["sqa", *sys.argv[1:]]))

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# MMBench dev: accuracy of the letters, and the spreadsheet for its server.
+# Usage: mmbench.sh [K] [checkpoint] [flags of the asking command]      (320 liuhaotian/llava-v1.6-vicuna-7b)
+export default_K=320 default_checkpoint=liuhaotian/llava-v1.6-vicuna-7b
+exec bash "$(dirname "${BASH_SOURCE[0]}")/../../v1_5/eval/mmbench.sh" "$@"

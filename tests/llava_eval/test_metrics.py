@@ -1,0 +1,449 @@
+"""Scores, against small examples that were counted by hand, and the files that servers want."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import zipfile
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import pytest
+
+from evaluating import failure, lines, rows_of
+from llava.eval import (
+    convert,
+    eval_gqa,
+    eval_mmbench,
+    eval_mme,
+    eval_ocrbench,
+    eval_pope,
+    eval_science_qa,
+    eval_textvqa,
+    model_vqa_mmbench,
+    model_vqa_science,
+)
+from llava.eval.eval_mme import yes_or_no
+from llava.eval.eval_science_qa import letter
+from llava.eval.m4c_evaluator import (
+    EvalAIAnswerProcessor,
+    STVQAAccuracyEvaluator,
+    STVQAANLSEvaluator,
+    TextVQAAccuracyEvaluator,
+    edit_distance,
+)
+from llava.eval.xlsx import write_xlsx
+
+
+def answers(path, texts, **more):
+    """An answers file: {question id: text}."""
+    return lines(path, [{"question_id": name, "prompt": "p", "text": text, **more} for name, text in texts.items()])
+
+
+def as_json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+    return path
+
+
+def flags(**given):
+    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The answer processor and soft accuracy
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ("The Two dogs.", "2 dogs"),
+        ("a  red\nstar\t", "red star"),
+        ("dont know", "don't know"),
+        ("couldnt've", "couldn't've"),
+        ("couldn'tve", "couldn't've"),
+        ("none", "0"),
+        ("ten", "10"),
+        ("1,000", "1000"),
+        ("3.50", "3.50"),
+        ("u.s.a.", "usa"),
+        ("yes, it is!", "yes it is"),
+        ("left/right", "left right"),
+        ("semi-final", "semi final"),
+        ("- left", "left"),
+        ("(a)", ""),
+        ("dog's", "dog 's"),
+        ("Is it?", "is it"),
+        ("an apple", "apple"),
+        ("", ""),
+    ],
+)
+def test_answers_are_normalised(given, expected):
+    assert EvalAIAnswerProcessor()(given) == expected
+
+
+def test_soft_accuracy():
+    """Of ten people 3 said "red", 2 "blue", 5 "Green": left out one by one, red loses one of three in 3 of 10 cases."""
+    ten = ["red"] * 3 + ["blue"] * 2 + ["Green"] * 5
+    score = TextVQAAccuracyEvaluator().scores(ten)
+    assert score["red"] == pytest.approx((3 * 2 / 3 + 7) / 10)
+    assert score["blue"] == pytest.approx((2 * 1 / 3 + 8 * 2 / 3) / 10)
+    assert score["green"] == 1
+    entries = [{"pred_answer": text, "gt_answers": ten} for text in ("The red.", "green", "black", "blue")]
+    assert TextVQAAccuracyEvaluator().eval_pred_list(entries) == pytest.approx((0.9 + 1 + 0 + 0.6) / 4)
+    with pytest.raises(ValueError, match="nothing to score"):
+        TextVQAAccuracyEvaluator().eval_pred_list([])
+
+
+def test_scene_text():
+    assert [edit_distance(*p) for p in (("kitten", "sitting"), ("", "ab"), ("a", "a"), ("ab", "ba"))] == [3, 2, 0, 2]
+    entries = [{"pred_answer": "Stop", "gt_answers": ["shop", "STOP"]}, {"pred_answer": "abcd", "gt_answers": ["abxy"]}]
+    assert STVQAANLSEvaluator().eval_pred_list(entries) == pytest.approx((1 + 0.5) / 2)
+    assert STVQAAccuracyEvaluator().eval_pred_list(entries) == 0.5
+    assert STVQAANLSEvaluator().get_anls("abcd", "axyz") == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# POPE
+
+
+def test_pope(tmp_path, capsys):
+    questions = [{"question_id": i, "category": "random", "text": "q"} for i in range(7)]
+    questions += [{"question_id": 9, "category": "popular", "text": "q"}]
+    labels = ["yes", "yes", "yes", "no", "no", "no", "no"]
+    (tmp_path / "coco").mkdir()
+    lines(tmp_path / "coco" / "coco_pope_random.json", [{"label": label} for label in labels])
+    lines(tmp_path / "coco" / "coco_pope_popular.json", [{"label": "no"}])
+    said = {
+        0: "Yes, it is.",
+        1: "There is not, sadly",
+        2: "yes",
+        3: "No, no",
+        4: "Maybe. no",
+        5: "no",
+        6: "nope",
+        9: "no",
+    }
+    given = flags(
+        annotation_dir=tmp_path / "coco",
+        question_file=lines(tmp_path / "q", questions),
+        result_file=answers(tmp_path / "a", said),
+    )
+    assert eval_pope.main(given) == 0
+    found = eval_pope.evaluate(*given[1::2])
+    one = found["random"]
+    assert (one.TP, one.FP, one.TN, one.FN) == (2, 2, 2, 1)  # only the first sentence counts; "nope" is no "no"
+    assert one.accuracy == pytest.approx(4 / 7) and one.precision == 0.5 and one.recall == pytest.approx(2 / 3)
+    assert one.f1 == pytest.approx(2 * 0.5 * (2 / 3) / (0.5 + 2 / 3)) and one.yes_ratio == pytest.approx(4 / 7)
+    assert found["popular"].f1 == 0 and found["popular"].accuracy == 1
+    out = capsys.readouterr().out
+    assert (
+        "Category: random, # samples: 7" in out and "2\t2\t2\t1" in out and "0.571, 0.571, 0.500, 0.667, 0.571" in out
+    )
+    answers(tmp_path / "a", {0: "yes"})
+    assert eval_pope.main(given) == 2
+    assert "finish the run first" in failure(capsys)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# ScienceQA
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("B", "B"),
+        ("B. blue", "B"),
+        ("The answer is C.", "C"),
+        ("So. The answer is C. Really.", "C"),
+        ("The answer is A. The answer is B.", "FAILED"),
+        ("b", "FAILED"),
+        ("B blue", "FAILED"),
+        ("F. far", "FAILED"),
+        ("", "FAILED"),
+    ],
+)
+def test_letters(text, expected):
+    assert letter(text) == expected
+
+
+def science(tmp_path):
+    problems = {
+        "1": {
+            "question": "Q1",
+            "choices": ["x", "y"],
+            "answer": 1,
+            "hint": "H",
+            "image": "image.png",
+            "lecture": "L\nM",
+        },
+        "2": {"question": "Q2", "choices": ["x", "y", "z"], "answer": 2, "hint": "", "image": None, "solution": "S"},
+        "3": {"question": "Q3", "choices": ["x", "y"], "answer": 0, "hint": "", "image": None},
+        "4": {"question": "Q4", "choices": ["x", "y"], "answer": 0, "hint": "", "image": "image.png"},
+    }
+    as_json(tmp_path / "sqa" / "problems.json", problems)
+    as_json(tmp_path / "sqa" / "pid_splits.json", {"test": ["1", "2", "3", "4"], "val": ["1"]})
+    return tmp_path / "sqa"
+
+
+def test_science_qa(tmp_path, capsys):
+    base = science(tmp_path)
+    said = {"1": "B", "2": "The answer is C.", "3": "E"}  # 3 has no option E, and 4 no answer
+    more = flags(result_file=answers(tmp_path / "a", said), output_result=tmp_path / "r.json")
+    assert eval_science_qa.main([*flags(base_dir=base, output_file=tmp_path / "o.json"), *more]) == 0
+    assert capsys.readouterr().out == "Total: 4, Correct: 2, Accuracy: 50.00%, IMG-Accuracy: 50.00%\n"
+    summary = json.loads((tmp_path / "r.json").read_text())
+    assert summary["results"] == {"1": 1, "2": 2, "3": -1, "4": -1} and summary["acc"] == 50
+    wrong = json.loads((tmp_path / "o.json").read_text())["incorrect"]
+    assert [one["parsed_ans"] for one in wrong] == ["E", "FAILED"] and wrong[1]["ground_truth"] == "A"
+    assert eval_science_qa.main([*flags(base_dir=tmp_path), *more]) == 2
+    assert "there is no file" in failure(capsys)
+
+
+def test_science_questions(tmp_path):
+    base = science(tmp_path)
+    assert convert.main(["sqa", *flags(base_dir=base)]) == 0
+    rows = json.loads((base / "llava_test_CQM-A.json").read_text())
+    assert rows[0] == {
+        "id": "1",
+        "image": "1/image.png",
+        "conversations": [
+            {"from": "human", "value": "Context: H\nQ1\nA. x\nB. y\n<image>"},
+            {"from": "gpt", "value": "The answer is B."},
+        ],
+    }
+    assert "image" not in rows[1] and rows[1]["conversations"][0]["value"] == "Q2\nA. x\nB. y\nC. z"
+    assert convert.main(["sqa", *flags(base_dir=base, split="val", prompt_format="QCM-LEA")]) == 0
+    val = json.loads((base / "llava_val_QCM-LEA.json").read_text())
+    assert val[0]["conversations"][1]["value"] == "L\\nM The answer is B."
+    asked = SimpleNamespace(
+        question_file=base / "llava_test_CQM-A.json", single_pred_prompt=True, model_path="m", image_folder=""
+    )
+    first, second, *_ = model_vqa_science.questions(asked)
+    request = "Answer with the option's letter from the given choices directly."
+    assert first.row["prompt"] == f"<image>\nContext: H\nQ1\nA. x\nB. y\n{request}"
+    assert first.query == f"Context: H\nQ1\nA. x\nB. y\n{request}" and second.row["prompt"] == second.query
+    assert second.load() == []
+
+
+def test_wrong_science_files(tmp_path, capsys):
+    assert convert.main(["sqa", *flags(base_dir=science(tmp_path), prompt_format="X-A")]) == 2
+    assert "--prompt-format X-A" in failure(capsys)
+    as_json(tmp_path / "q.json", [{"id": 1, "conversations": []}])
+    assert model_vqa_science.main(flags(question_file=tmp_path / "q.json")) == 2
+    assert "entry 0: its conversation has no first turn" in failure(capsys)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# TextVQA, MME, GQA, OCRBench
+
+
+def test_textvqa(tmp_path, capsys):
+    request = "Answer the question using a single word or phrase."
+    prompts = [
+        f"What is It?\nReference OCR token: a, b\n{request}",
+        f"Reference OCR token: a, b\nwho?\n{request}",
+        f"where?\n{request}",
+        "OCR tokens: a b. Question: when? Short answer:",
+    ]
+    questions = ["what is it?", "who?", "where?", "when?"]
+    assert [eval_textvqa.prompt_processor(prompt) for prompt in prompts] == questions
+    data = [{"image_id": "i", "question": q.upper(), "answers": ["stop"] * 10} for q in questions]
+    gold = as_json(tmp_path / "gold.json", {"data": data})
+    said = ["Stop.", "go", "the stop", "stop"]
+    rows = [{"question_id": "i", "prompt": p, "text": t} for p, t in zip(prompts, said, strict=True)]
+    out = lines(tmp_path / "d" / "run.jsonl", rows)
+    assert eval_textvqa.main(flags(annotation_file=gold, result_file=out)) == 0
+    assert capsys.readouterr().out == "run\nSamples: 4\nAccuracy: 75.00%\n\n"
+    assert eval_textvqa.main(flags(annotation_file=gold, result_dir=out.parent)) == 0
+    lines(out, [{"question_id": "j", "prompt": prompts[2], "text": ""}])
+    assert eval_textvqa.main(flags(annotation_file=gold, result_file=out)) == 2
+    assert "is not in" in failure(capsys)
+    lines(out, [{"question_id": "i", "prompt": "bare", "text": ""}])
+    assert eval_textvqa.main(flags(annotation_file=gold, result_file=out)) == 2
+    assert "the prompt 'bare'" in failure(capsys)
+
+
+def test_mme(tmp_path, capsys):
+    base = tmp_path / "MME"
+    (base / "count").mkdir(parents=True)
+    (base / "artwork" / "questions_answers_YN").mkdir(parents=True)
+    two = "Is it one? Please answer yes or no.\tYes\nIs it  two? Please answer yes or no.\tNo\n"
+    for file in ("count/a.txt", "count/b.txt", "artwork/questions_answers_YN/c.txt"):
+        (base / file).write_text(two)
+    ask = "{}\nAnswer the question using a single word or phrase."
+    said = {"count/a.png": ("Yes", "no."), "count/b.png": ("yes", "Yes"), "artwork/images/c.jpg": ("No", "not so")}
+    rows = [
+        {"question_id": name, "prompt": ask.format(question), "text": text}
+        for name, texts in said.items()
+        for question, text in zip(("Is it one?", "Is it two?"), texts, strict=True)
+    ]
+    out = lines(tmp_path / "a", rows)
+    # count: 3 of 4 questions and 1 of 2 pictures; artwork: 1 of 2, none
+    assert eval_mme.evaluate(base, out) == {"count": 125, "artwork": 50}
+    assert eval_mme.main(flags(benchmark_dir=base, result_file=out)) == 0
+    assert "total score: 175.00 (2 of 10 categories)" in capsys.readouterr().out
+    assert [yes_or_no(text) for text in ("Yes.", "I know", "nono", "a long yes")] == ["yes", "other", "no", "other"]
+    lines(out, rows[1:])
+    assert eval_mme.main(flags(benchmark_dir=base, result_file=out)) == 2
+    assert "answers 5 of 6" in failure(capsys)
+
+
+def test_gqa(tmp_path, capsys):
+    out, dst = answers(tmp_path / "a", {"1": "Red.", "2": "on the left", "3": "No"}), tmp_path / "p" / "p.json"
+    assert convert.main(["gqa", *flags(src=out, dst=dst)]) == 0
+    assert json.loads(dst.read_text())[0] == {"questionId": "1", "prediction": "red"}
+    gold = as_json(tmp_path / "g", {"1": {"answer": "red"}, "2": {"answer": "left"}, "3": {"answer": "no"}})
+    assert eval_gqa.main(flags(questions=gold, predictions=dst)) == 0
+    assert "Samples: 3\nAccuracy: 66.67%" in capsys.readouterr().out
+
+
+def test_ocrbench(tmp_path, capsys):
+    rows = [
+        {"id": 0, "question": "q", "image_path": "i", "answers": ["Centre"], "type": "T", "dataset_name": "SVT"},
+        {"id": 1, "question": "q", "image_path": "i", "answers": "a b", "type": "T", "dataset_name": "SVT"},
+        {"id": 2, "question": "q", "image_path": "i", "answers": ["x ^ 2"], "type": "F", "dataset_name": "HME100k"},
+        {"id": 3, "question": "q", "image_path": "i", "answers": ["X"], "type": "F", "dataset_name": "HME100k"},
+    ]
+    gold = as_json(tmp_path / "gold.json", rows)
+    out = answers(tmp_path / "a", {0: "CENTRE street", 1: "ab", 2: "x^ 2", 3: "x"})
+    assert eval_ocrbench.main(flags(annotation_file=gold, result_file=out)) == 0
+    assert capsys.readouterr().out == "T: 1 of 2\nF: 1 of 2\nFinal Score: 2 of 4\n"
+    assert convert.main(["ocrbench", *flags(src=gold, dst=tmp_path / "q")]) == 0
+    assert rows_of(tmp_path / "q")[0] == {"question_id": 0, "image": "i", "text": "q"}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# MMBench
+
+
+def bench(tmp_path, picture):
+    text = base64.b64encode(picture.read_bytes()).decode()
+    header = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "split"]
+    rows = [
+        ["1", "what?", "look", "cat", "dog", "", "", "B", "c", text, "dev"],
+        ["2", '"quoted"\tq', "nan", "1", "2", "3", "4", "D", "c", "1", "dev"],
+    ]
+    rows[1][1] = '"""quoted"" q"'  # a cell in quotes, as pandas writes one
+    table = tmp_path / "t.tsv"
+    table.write_text("".join("\t".join(row) + "\n" for row in [header, *rows]))
+    return table
+
+
+def test_mmbench_questions(tmp_path, data):
+    table = bench(tmp_path, data.images / "0.png")
+    args = SimpleNamespace(
+        question_file=table, all_rounds=True, single_pred_prompt=True, lang="cn", model_path="m", image_folder=""
+    )
+    asked = model_vqa_mmbench.questions(args)
+    assert [(q.row["question_id"], q.row["round_id"]) for q in asked] == [(1, 0), (1, 1), *((2, i) for i in range(4))]
+    assert asked[0].row["prompt"] == "look\nwhat?\nA. cat\nB. dog"
+    assert asked[0].query == "look\nwhat?\nA. cat\nB. dog\n请直接回答选项字母。"
+    assert asked[1].row["prompt"] == "look\nwhat?\nA. dog\nB. cat"
+    assert (asked[1].row["options"], asked[1].row["option_char"]) == (["dog", "cat"], ["B", "A"])
+    assert asked[2].row["prompt"].startswith('"quoted" q\nA. 1')
+    assert asked[2].load()[0].size == asked[0].load()[0].size  # row 2 shares the picture of row 1
+
+
+def test_mmbench_scores_and_spreadsheet(tmp_path, data, capsys):
+    table = bench(tmp_path, data.images / "0.png")
+
+    def row(name, number, text, chars):
+        return {"question_id": name, "round_id": number, "text": text, "option_char": chars}
+
+    rows = [row(1, 0, "B", ["A", "B"]), row(1, 1, "A. dog", ["B", "A"]), row(2, 0, "D.", list("ABCD"))]
+    out = lines(tmp_path / "r" / "run.jsonl", rows)
+    assert eval_mmbench.evaluate(table, out) == (2, 100.0)
+    lines(out, [*rows[:1], row(1, 1, "B", ["B", "A"]), rows[2]])
+    assert eval_mmbench.main(flags(annotation_file=table, result_file=out)) == 0
+    assert "Accuracy: 50.00%" in capsys.readouterr().out
+    given = flags(annotation_file=table, result_dir=out.parent, upload_dir=tmp_path / "up", experiment="run")
+    assert convert.main(["mmbench", *given]) == 0
+    header, *cells = sheet(tmp_path / "up" / "run.xlsx")
+    assert header == ["index", "question", "A", "B", "C", "D", "prediction", "answer", "split"]
+    assert cells == [
+        ["1", "what?", "cat", "dog", None, None, "B", "B", "dev"],
+        ["2", '"quoted" q', "1", "2", "3", "4", "D.", "D", "dev"],
+    ]
+
+
+def sheet(path):
+    """The cells of a spreadsheet that this package wrote, by their places."""
+    with zipfile.ZipFile(path) as file:
+        assert file.testzip() is None
+        for name in file.namelist():
+            ElementTree.fromstring(file.read(name))
+        root = ElementTree.fromstring(file.read("xl/worksheets/sheet1.xml"))
+    space = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
+    rows = []
+    for row in root.iter(f"{space}row"):
+        found = {re.sub(r"\d", "", cell.get("r")): "".join(cell.itertext()) for cell in row}
+        rows.append([found.get(chr(65 + at)) for at in range(ord(max(found)) - 64)])
+    return rows
+
+
+def test_spreadsheets_hold_any_text(tmp_path):
+    text = ' <b> & "quotes" 中文 🦓\x00\x0b\nnew line '
+    write_xlsx(tmp_path / "x.xlsx", ["a", "b"], [[text, 2.5], [None, "y" * 40_000]])
+    _, first, second = sheet(tmp_path / "x.xlsx")
+    assert first == [text.replace("\x00\x0b", ""), "2.5"]
+    assert second[0] is None and len(second[1]) == 32_767
+
+
+def test_spreadsheets_are_read_by_others(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    write_xlsx(tmp_path / "x.xlsx", ["index"] + ["c"] * 27, [[1, " a<b ", *range(26)]])
+    values = list(openpyxl.load_workbook(tmp_path / "x.xlsx").active.values)
+    assert values[1][:3] == (1, " a<b ", 0) and values[1][27] == 25
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The other files for servers
+
+
+def test_server_files(tmp_path, capsys):
+    out = answers(tmp_path / "a", {1: "The Two.", 2: "no"})
+    asked = lines(tmp_path / "q", [{"question_id": 2, "image": "b.jpg"}, {"question_id": 1, "image": "a.jpg"}])
+    given = flags(annotation_file=asked, result_file=out, result_upload_file=tmp_path / "v.json")
+    assert convert.main(["vizwiz", *given]) == 0
+    expected = [{"image": "b.jpg", "answer": "no"}, {"image": "a.jpg", "answer": "2"}]
+    assert json.loads((tmp_path / "v.json").read_text()) == expected
+    assert convert.main(["mmvet", *flags(src=out, dst=tmp_path / "m.json")]) == 0
+    assert json.loads((tmp_path / "m.json").read_text()) == {"v1_1": "The Two.", "v1_2": "no"}
+    lines(asked, [{"question_id": 3, "image": "c.jpg"}])
+    assert convert.main(["vizwiz", *given]) == 2
+    assert "answers 0 of 1" in failure(capsys)
+
+
+def test_vqav2(tmp_path):
+    answers(tmp_path / "answers" / "s" / "c" / "merge.jsonl", {1: "A dog."})
+    lines(tmp_path / "llava_vqav2_mscoco_test2015.jsonl", [{"question_id": 1}, {"question_id": 2}])
+    assert convert.main(["vqav2", *flags(dir=tmp_path, split="s", ckpt="c")]) == 0
+    found = json.loads((tmp_path / "answers_upload" / "s" / "c.json").read_text())
+    assert found == [{"question_id": 1, "answer": "dog"}, {"question_id": 2, "answer": ""}]
+
+
+def test_seed(tmp_path, capsys):
+    kinds = {"Scene": 1, "Action": 2}
+    rows = [(1, "A", 1, "image"), (2, "B", 1, "image"), ("v3", "C", 2, "video")]
+    asked = [dict(zip(("question_id", "answer", "question_type_id", "data_type"), row, strict=True)) for row in rows]
+    gold = as_json(tmp_path / "g.json", {"questions": asked, "question_type": kinds})
+    out = answers(tmp_path / "a", {1: "A", 2: "A", "v3": "C"})
+    given = flags(annotation_file=gold, result_file=out, result_upload_file=tmp_path / "u")
+    assert convert.main(["seed", *given]) == 0
+    printed = capsys.readouterr().out
+    assert "total accuracy: 66.67% (2 of 3)" in printed and "Scene: 50.00%" in printed
+    assert "video accuracy: 100.00%" in printed
+    assert rows_of(tmp_path / "u")[2] == {"question_id": "v3", "prediction": "C"}
+
+
+def test_bad_answers_files(tmp_path, capsys):
+    out = tmp_path / "a"
+    for text, message in (("", "holds no answers"), ("{}\n", "line 1: there is no 'question_id'"), ("{", "not JSON")):
+        out.write_text(text)
+        assert convert.main(["gqa", *flags(src=out, dst=tmp_path / "b")]) == 2
+        assert message in failure(capsys)
+    lines(out, [{"question_id": 1, "text": "", "error": "e"}])
+    assert convert.main(["gqa", *flags(src=out, dst=tmp_path / "b")]) == 0
+    assert "1 of 1 answers are empty" in capsys.readouterr().err
