@@ -19,12 +19,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from mob.covering import unit_rows
 
 FORMAT = "mob-codebook/1"
+_KEY = "codebook"  # one entry of metadata: safetensors writes several in no certain order
 # Both roundings of a weight, so that a model loaded in another 16-bit type than the codebook's is still recognised.
 HASHED_AS = (torch.float16, torch.bfloat16)
 _PROJECTORS = ("multi_modal_projector", "vision_tower.merger", "visual.merger")
@@ -65,12 +66,12 @@ class Codebook:
         for name in ("cluster_id", "source_index"):
             if getattr(self, name) is not None:
                 tensors[name] = getattr(self, name).to(torch.int32).contiguous()
-        known = {**self.metadata, "D": self.D, "prototypes_sha256": tensor_sha256(self.prototypes)}
+        known = {**self.metadata, "D": self.D, "prototypes_sha256": tensor_sha256(self.prototypes), "format": FORMAT}
         target = Path(path)
         partial = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, partial, {"format": FORMAT, "codebook": json.dumps(known, sort_keys=True)})
+            partial.write_bytes(save(tensors, {_KEY: json.dumps(known, sort_keys=True)}))
             os.replace(partial, target)
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
@@ -92,14 +93,14 @@ def read_codebook(path: str | os.PathLike[str]) -> Codebook:
             f"{file} is not a safetensors file ({_line(error)}): a codebook of the original release (.pt) is turned "
             "into one by python -m redundancy_codebook import-legacy"
         ) from error
-    if head.get("format") != FORMAT or "prototypes" not in tensors:
-        raise ValueError(f"{file} holds no codebook (format {head.get('format')!r}, expected {FORMAT!r})")
     try:
-        metadata = json.loads(head.get("codebook", "{}"))
+        metadata = json.loads(head.get(_KEY, "{}"))
     except json.JSONDecodeError as error:
         raise ValueError(f"the metadata of {file} are damaged ({_line(error)}): build or import it again") from error
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT or "prototypes" not in tensors:
+        raise ValueError(f"{file} holds no codebook of format {FORMAT!r}: build or import one")
     prototypes = check_prototypes(tensors["prototypes"], str(file))
-    if not isinstance(metadata, dict) or metadata.get("prototypes_sha256") != tensor_sha256(prototypes):
+    if metadata.get("prototypes_sha256") != tensor_sha256(prototypes):
         raise ValueError(f"the prototypes in {file} are not those that it was saved with: build or import it again")
     return Codebook(prototypes, metadata, tensors.get("cluster_id"), tensors.get("source_index"))
 

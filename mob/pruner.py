@@ -130,7 +130,10 @@ class Pruning:
         return MoBConfig.from_dict(getattr(self.model.config, "MoB_config", None))
 
     def _check(self, settings: MoBConfig) -> None:
-        parse(settings.method, settings.options)
+        early, late = parse(settings.method, settings.options)
+        for one in (*early, *([late] if late else [])):
+            if hasattr(one.rule, "check"):
+                one.rule.check(self.model)
         first, count = self._anatomy.first_layer, len(self._anatomy.layers)
         layer = self._layer(settings)
         if not first <= layer < count:

@@ -1,0 +1,5 @@
+import sys
+
+from redundancy_codebook.cli import main
+
+sys.exit(main())
