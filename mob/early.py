@@ -306,16 +306,22 @@ def _positions(
 
     Multimodal positions (Qwen) are those of the whole prompt, since nothing could compute them from the rest.
     """
+    order, fresh = rows.clamp_min(0), ((rows >= 0).cumsum(1) - 1).clamp_min(0)
+    given = kwargs.get("position_ids")
+    if given is not None and given.ndim == 3:
+        short = given.gather(2, order.expand(len(given), -1, -1))
+        return short if len(given) == 3 else torch.cat([fresh[None], short[1:]])
+    if given is not None:
+        return given.expand(len(rows), -1).gather(1, order) if settings.positions == "keep" else fresh
     if hasattr(base, "get_rope_index"):
         known = inspect.signature(base.get_rope_index).parameters
         mine = {k: v for k, v in kwargs.items() if k in known and k not in ("input_ids", "attention_mask")}
         whole, _ = base.get_rope_index(kwargs["input_ids"], attention_mask=real.to(torch.int64), **mine)
-        short = whole.gather(2, rows.clamp_min(0).expand(3, -1, -1))
-        return torch.cat([((rows >= 0).cumsum(1) - 1).clamp_min(0)[None], short])
+        return torch.cat([fresh[None], whole.gather(2, order.expand(3, -1, -1))])
     if settings.positions != "keep":
         return None
     whole = (real.cumsum(1) - 1).clamp_min(0)
-    return whole.gather(1, rows.clamp_min(0))
+    return whole.gather(1, order)
 
 
 def is_short(kwargs: dict[str, Any]) -> bool:

@@ -63,9 +63,9 @@ def resolve(args: Any, saved: dict[str, Any] | None, default_on: bool) -> dict[s
         values |= _read(file)
     flags = {key: getattr(args, name, None) for name, key in _KEYS.items()}
     flags = {key: value for key, value in flags.items() if value is not None}
-    if (flags or default_on) and "K" not in flags and "K" not in values:
-        values |= DEFAULT
     values |= flags
+    if (flags or default_on) and "K" not in values and not _decides_itself(values):
+        values |= DEFAULT
     MoBConfig.from_dict(values)
     return values
 
@@ -78,3 +78,9 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f'--mob-config {file}: must hold one object such as {{"K": 64}}')
     return values
+
+
+def _decides_itself(values: dict[str, Any]) -> bool:
+    """Whether one of the rules chooses how many tokens stay."""
+    early, late = parse(values.get("method", "mob"), values.get("options"))
+    return any(getattr(one.rule, "adaptive", False) for one in (*early, *([late] if late else [])))

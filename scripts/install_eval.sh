@@ -18,7 +18,7 @@ mob_eval() {
   wanted="${1:-} $(cat lmms_eval/{pyproject.toml,setup.py,requirements.txt,requirements-cpu.txt} "$MOB_PINS" scripts/install_eval.sh | cksum)"
   [ -f "$MOB_VENV"/.ready-eval ] && [ "$(cat "$MOB_VENV"/.ready-eval)" = "$wanted" ] && return 0
   if ! "$MOB_VENV"/bin/python -c 'import importlib.util as u, sys
-sys.exit(not all(map(u.find_spec, ("torch", "transformers", "mob", "llava", "llava_next", "Qwen2VL_MoB"))))'; then
+sys.exit(not all(map(u.find_spec, ("torch", "transformers", "mob", "llava", "llava_next", "Qwen2VL_MoB"))))' 2>/dev/null; then
     echo "error: $MOB_VENV lacks torch, transformers or a package of this repository: run scripts/quickstart.sh first" >&2
     return 1
   fi

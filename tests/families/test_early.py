@@ -180,6 +180,20 @@ def test_a_forward_pass_keeps_its_length(family):
 
 
 @needs_encoded
+@families
+def test_positions_that_a_call_gives(family):
+    """A batch may come with positions of its own; what is left of them is what the rule's own would be."""
+    model, inputs = family.model(), zoo.collate(family.samples())
+    positions = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
+    if hasattr(model.model, "get_rope_index"):
+        names = ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw", "video_grid_thw")
+        positions, _ = model.model.get_rope_index(**{k: v for k, v in inputs.items() if k in names})
+    with mob.prune(model, K=K, method="divprune"), torch.no_grad():
+        given = model(**inputs, position_ids=positions).logits[:, -1].float()
+        assert torch.allclose(given, generate(model, inputs, max_new_tokens=1)[1][:, 0], atol=1e-6)
+
+
+@needs_encoded
 @some
 def test_kept_positions(family):
     model, sample = family.model(), family.samples()[0]

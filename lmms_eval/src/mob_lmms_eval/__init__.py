@@ -1,0 +1,1 @@
+"""The models of this repository for lmms-eval: pruned by MoB, with a log of the visual tokens that were kept."""
