@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mob.config import MoBConfig
+from mob.methods import parse
 
 # What "on" means when nothing else says how much to keep: a third of the visual tokens.
 DEFAULT = {"K": 1 / 3}
