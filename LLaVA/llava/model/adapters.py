@@ -58,7 +58,7 @@ def load_on_base(path: Path, base: Path, vision_tower: str | None = None, **kwar
     if lost := sorted(key for key in missing if key.startswith(absent[1:])):
         raise ValueError(f"neither {path} nor {base} has {lost[0]}: the adapter is incomplete, download it again")
     fill_tower(model, tower, missing)
-    _overwrite(model, parts, path)
+    overwrite(model, parts, path)
     if (path / LORA).exists():
         _merge(model, path)
     fit_vocabulary(model, tokenizer)
@@ -73,8 +73,13 @@ def _changed(path: Path) -> dict[str, Tensor]:
             f"{path} has no {file.name}: with model_base, give a LoRA folder ({LORA} and {TRAINABLES}) or a projector "
             f"({PROJECTOR})"
         )
-    # Training wraps the model in PEFT or DeepSpeed, which leaves its marks on the names.
+    return read_parts(file)
+
+
+def read_parts(file: Path) -> dict[str, Tensor]:
+    """The tensors of a mm_projector.bin or non_lora_trainables.bin, under our names."""
     state = _tensors(file)
+    # Training wraps the model in PEFT or DeepSpeed, which leaves its marks on the names.
     names = {name: name.removeprefix("base_model.") for name in state}
     if any(name.startswith("model.model.") for name in names.values()):
         names = {name: short.removeprefix("model.") for name, short in names.items()}
@@ -89,8 +94,8 @@ def _rename(name: str) -> str:
     return name
 
 
-def _overwrite(model: Any, parts: dict[str, Tensor], path: Path) -> None:
-    """Put whole tensors in place; a larger vocabulary first makes room."""
+def overwrite(model: Any, parts: dict[str, Tensor], path: Path) -> None:
+    """Put whole tensors in place; a larger vocabulary first makes room. ValueError for what fits nowhere."""
     rows = max((len(parts[k]) for k in parts if k.endswith(("embed_tokens.weight", "lm_head.weight"))), default=0)
     if rows > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(rows, mean_resizing=False)

@@ -117,6 +117,8 @@ def _options(
             bnb_4bit_compute_dtype=torch.float16,
             bnb_4bit_use_double_quant=True,
             bnb_4bit_quant_type="nf4",
+            # The tower may come from another folder, and quantising it saves little.
+            llm_int8_skip_modules=["model.vision_tower", "model.multi_modal_projector", "lm_head"],
         )
     if use_flash_attn:
         if is_flash_attn_2_available():

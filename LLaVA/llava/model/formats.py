@@ -50,8 +50,8 @@ TOWER = "model.vision_tower."
 _BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 _TEXT_KEYS = """
     vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act
-    max_position_embeddings initializer_range rms_norm_eps rope_theta rope_scaling attention_bias tie_word_embeddings
-    bos_token_id eos_token_id pad_token_id head_dim sliding_window
+    max_position_embeddings initializer_range rms_norm_eps rope_theta rope_scaling rope_parameters attention_bias
+    tie_word_embeddings bos_token_id eos_token_id pad_token_id head_dim sliding_window
 """.split()  # noqa: SIM905
 # What upstream code reads from the config later.
 _KEPT_KEYS = (

@@ -1,0 +1,237 @@
+"""The flags of training: those of the original scripts, those of transformers, and the ``--mob_*`` ones.
+
+Flags that transformers 5 renamed or dropped are accepted; ``translate`` says what becomes of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import HfArgumentParser
+from transformers.integrations import is_tensorboard_available
+
+from mob.config import MoBConfig
+from mob.flags import count_or_share, resolve
+from mob.methods import create
+
+PARTS = ("mm_mlp_adapter", "mm_vision_tower", "mm_language_model")
+SKIP, STOP = "skip", "stop"
+HF, ORIGINAL = "hf", "original"
+
+
+def _help(text: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ModelArguments:
+    """What is trained, and from what."""
+
+    model_name_or_path: str | None = _help("a language model (with --vision_tower), or any LLaVA folder or hub name")
+    model_base: str | None = _help("the model under a LoRA or projector-only folder")
+    version: str = _help("conversation template: plain, v1, llama_2, ...", "v0")
+    freeze_backbone: bool = _help("the language model is not trained", False)
+    tune_mm_mlp_adapter: bool = _help("only the projector is trained (first stage)", False)
+    freeze_mm_mlp_adapter: bool = _help("the projector is not trained", False)
+    unfreeze_mm_vision_tower: bool = _help("the vision tower is trained too", False)
+    mm_tunable_parts: str | None = _help(f"exactly these parts are trained, comma-separated: {', '.join(PARTS)}")
+    vision_tower: str | None = _help("CLIP folder or hub name, such as openai/clip-vit-large-patch14-336")
+    mm_vision_select_layer: int | None = _help("hidden state of the tower that is used (-2)")
+    mm_vision_select_feature: str | None = _help("patch, or cls_patch to keep the CLS token")
+    pretrain_mm_mlp_adapter: str | None = _help("mm_projector.bin of the first stage")
+    mm_projector_type: str | None = _help("mlp2x_gelu, the only one there is")
+    mm_use_im_start_end: bool = _help("pictures stand between <im_start> and <im_end>", False)
+    mm_use_im_patch_token: bool = _help("an unused token <im_patch>, as old checkpoints have", True)
+    mm_patch_merge_type: str | None = _help("flat, or spatial_unpad for anyres")
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on."""
+
+    data_path: str | None = _help("LLaVA data: a JSON list or JSON lines of {id, image, conversations}")
+    image_folder: str | None = _help("pictures named in the data lie here (default: beside the data)")
+    image_aspect_ratio: str | None = _help("square, pad or anyres (default: what the checkpoint has, else square)")
+    image_grid_pinpoints: str | None = _help("(width, height) list for anyres, or '(1x1),...,(2x2)' in tiles")
+    lazy_preprocess: bool = _help("accepted; samples are always prepared when they are needed", True)
+    is_multimodal: bool = _help("accepted; every run may hold pictures", True)
+    on_bad_sample: str = _help("stop or skip where a record or picture cannot be used; either way it is named", STOP)
+
+
+@dataclass
+class MobArguments:
+    """Training under pruning: the forward pass drops visual tokens as it will in use."""
+
+    mob_K: str | None = _help("visual tokens to keep, a number or a share such as 0.25")
+    mob_random_K: list[str] | None = _help("one of these is drawn for every step, by --seed and the step's number")
+    mob_Kp_ratio: float | None = _help("share of them that are prompt centres")
+    mob_k_ratio: float | None = _help("covering fold, as a share of the prompt centres")
+    mob_layer: int | None = _help("decoder layer at whose entry the others leave")
+    mob_method: str | None = _help("rule: mob, visual, prompt, random")
+    mob_schedule: str | None = _help("paper's schedule for what is not given: default, strong, weak")
+    mob_per_picture: bool | None = _help("split the budget over the pictures of a sample")
+    mob_keep_newlines: bool | None = _help("newline tokens of tiled pictures always stay")
+    mob_config: str | None = _help("JSON file with a MoB_config; other flags win over it")
+    mob_off: bool = _help("do not prune, whatever the checkpoint says", False)
+
+    def __post_init__(self) -> None:
+        if self.mob_K is not None:
+            self.mob_K = count_or_share(str(self.mob_K))
+        self.mob_config = Path(self.mob_config) if self.mob_config else None
+        self.mob_random_K = [count_or_share(str(K)) for K in self.mob_random_K] if self.mob_random_K else None
+
+    def settings(self, saved: dict[str, Any] | None) -> dict[str, Any]:
+        """The ``MoB_config`` to train with, {} for none; of several K the largest, which is also what is saved.
+
+        Raises:
+            ValueError: a wrong key or value.
+        """
+        if self.mob_off and self.mob_random_K:
+            raise ValueError("--mob_off and --mob_random_K contradict each other: give one of them")
+        if self.mob_random_K and self.mob_K is None:
+            shares = {type(K) for K in self.mob_random_K}
+            if len(shares) > 1:
+                raise ValueError("--mob_random_K mixes numbers and shares: give --mob_K, which is what will be saved")
+            self.mob_K = max(self.mob_random_K)
+        values = resolve(self, saved, default_on=False)
+        for K in self.mob_random_K or ():
+            MoBConfig.from_dict(values | {"K": K})
+        settings = MoBConfig.from_dict(values)
+        create(settings.method, settings.options)
+        return values
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """transformers' own, and the original's."""
+
+    cache_dir: str | None = _help("accepted; set HF_HOME to move the cache")
+    output_dir: str | None = _help("checkpoints and the finished model")
+    remove_unused_columns: bool = _help("leave this off", False)
+    mpt_attn_impl: str | None = _help("accepted; there is no MPT")
+    model_max_length: int = _help("tokens of a sample, pictures included; longer ones are cut", 2048)
+    double_quant: bool = _help("4 bits: quantise the constants too", True)
+    quant_type: str = _help("4 bits: nf4 or fp4", "nf4")
+    bits: int = _help("16, or 8 or 4 for LoRA on a quantised model (bitsandbytes)", 16)
+    lora_enable: bool = _help("train low-rank updates of the language model, and the projector", False)
+    lora_r: int = _help("rank", 64)
+    lora_alpha: int = _help("scale, divided by the rank", 16)
+    lora_dropout: float = _help("dropout before the update", 0.05)
+    lora_weight_path: str = _help("not supported: start from the adapter with --model_base", "")
+    lora_bias: str = _help("none", "none")
+    mm_projector_lr: float | None = _help("learning rate of the projector")
+    mm_vision_tower_lr: float | None = _help("learning rate of the vision tower")
+    group_by_modality_length: bool = _help("batches of equal modality and similar length", False)
+    attn_implementation: str | None = _help("sdpa, eager or flash_attention_2")
+    save_format: str = _help("hf: a folder of transformers; original: the layout of liuhaotian/*", HF)
+
+    def __post_init__(self) -> None:
+        if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
+            # The re-entrant kind loses the gradients of whatever lies behind frozen embeddings.
+            self.gradient_checkpointing_kwargs = {"use_reentrant": False}
+        super().__post_init__()
+        _choice("save_format", self.save_format, (HF, ORIGINAL))
+        _choice("bits", self.bits, (4, 8, 16))
+        if self.bits < 16 and not self.lora_enable:
+            raise ValueError(f"--bits {self.bits}: quantised weights cannot be trained, add --lora_enable True")
+        if self.bits < 16 and self.save_format != ORIGINAL:
+            raise ValueError(
+                f"--bits {self.bits} cannot merge its result into quantised weights: add --save_format original, and "
+                "merge with scripts/merge_lora_weights.py"
+            )
+        if self.lora_weight_path:
+            raise ValueError("--lora_weight_path: start from the adapter, --model_name_or_path X --model_base Y")
+        if self.lora_bias != "none":
+            raise ValueError(f"--lora_bias {self.lora_bias}: the language models have no biases, use none")
+
+
+def _choice(name: str, value: Any, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(f"--{name} {value}: use one of {', '.join(map(str, choices))}")
+
+
+# Old flag -> new flag, or None where it has no effect any more.
+_RENAMED: dict[str, str | None] = {
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps",  # below 1 it is a share of all steps
+    "no_cuda": "use_cpu",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "push_to_hub_token": "hub_token",
+    "save_safetensors": None,
+    "logging_dir": None,
+    "use_mps_device": None,
+    "fp16_backend": None,
+    "half_precision_backend": None,
+    "dispatch_batches": None,
+    "split_batches": None,
+    "overwrite_output_dir": None,
+    "mm_resampler_type": None,
+}
+_WHY = {
+    "save_safetensors": "weights are always saved as safetensors",
+    "logging_dir": "set TENSORBOARD_LOGGING_DIR",
+    "overwrite_output_dir": "an interrupted run continues; give --resume_from_checkpoint no to start afresh",
+}
+
+
+def translate(argv: list[str]) -> list[str]:
+    """Flags of transformers 4 as transformers 5 has them; one line on standard error says which were changed."""
+    out, notes = [], []
+    for word, value in _pairs(argv):
+        name = word[2:].replace("-", "_") if word.startswith("--") else ""
+        if name == "group_by_length":
+            on = not value or value[0].lower() in ("true", "1", "yes")
+            notes.append("--group_by_length: now --train_sampling_strategy group_by_length")
+            out += ["--train_sampling_strategy", "group_by_length"] if on else []
+        elif name == "tf32" and not torch.cuda.is_available():
+            notes.append("--tf32: no CUDA device, left out")
+        elif name not in _RENAMED:
+            out += [word, *value]
+        elif new := _RENAMED[name]:
+            notes.append(f"--{name}: now --{new}")
+            out += [f"--{new}", *value]
+        else:
+            notes.append(f"--{name}: left out, {_WHY.get(name, 'it has no effect any more')}")
+    if notes:
+        print(f"note: {'; '.join(notes)}", file=sys.stderr)
+    return out
+
+
+def _pairs(argv: list[str]) -> list[tuple[str, list[str]]]:
+    """Flags with the words that belong to them; ``--flag=value`` is cut in two."""
+    out: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if word.startswith("--") and "=" in word:
+            flag, _, value = word.partition("=")
+            out.append((flag, [value]))
+        elif word.startswith("--") or not out:
+            out.append((word, []))
+        else:
+            out[-1][1].append(word)
+    return out
+
+
+def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments, MobArguments]:
+    """All arguments of a run.
+
+    Raises:
+        ValueError: a value that cannot be; the message is one line.
+    """
+    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments, MobArguments))
+    parser.prog = "python -m llava.train.train"
+    words = translate(argv)
+    if not any(word in ("--report_to", "--report-to") for word in words) and is_tensorboard_available():
+        words += ["--report_to", "tensorboard"]
+    model, data, training, mob = parser.parse_args_into_dataclasses(words)
+    for name, value in (("model_name_or_path", model.model_name_or_path), ("data_path", data.data_path)):
+        if not value:
+            raise ValueError(f"--{name} is missing")
+    if not training.output_dir:
+        raise ValueError("--output_dir is missing")
+    _choice("on_bad_sample", data.on_bad_sample, (STOP, SKIP))
+    return model, data, training, mob

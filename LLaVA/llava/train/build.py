@@ -1,0 +1,375 @@
+"""What a run starts from: a language model with a vision tower, or any LLaVA; and which parts of it are trained."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig, CLIPVisionConfig
+from transformers.integrations import deepspeed as hf_deepspeed
+from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
+from transformers.utils import logging as transformers_logging
+
+from llava.mm_utils import get_model_name_from_path
+from llava.model.adapters import LORA, PROJECTOR, overwrite, read_parts
+from llava.model.builder import load_pretrained_model
+from llava.model.formats import (
+    TOWER,
+    check_weights,
+    fill_tower,
+    fit_vocabulary,
+    from_original,
+    holds_tower,
+    is_original,
+    load_image_processor,
+    load_tokenizer,
+    local_folder,
+    read_config,
+    tower_folder,
+    translate_config,
+)
+from llava.train.arguments import ORIGINAL, PARTS, DataArguments, ModelArguments, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+PROJECTOR_KEYS = ("model.multi_modal_projector.", "model.image_newline")
+_KEYS = {
+    "mm_mlp_adapter": PROJECTOR_KEYS,
+    "mm_vision_tower": (TOWER,),
+    "mm_language_model": ("model.language_model.", "lm_head."),
+}
+FULL, ADAPTER, LORA_MODE = "full", "projector", "lora"
+_LANGUAGE_MODELS = ("llama", "mistral")
+
+
+@dataclass
+class Start:
+    """A model to train, with what belongs to it.
+
+    Attributes:
+        tower: what ``mm_vision_tower`` is to say in a config of the original layout; None where nobody knows.
+        own_tower: a full checkpoint holds the tower's weights.
+        base: the model that an adapter belongs to; None where there is none on disk.
+        files: folder with the tokenizer as it came.
+        mode: "full", "projector" or "lora"; set by ``choose_trainable``.
+    """
+
+    tokenizer: Any
+    model: Any
+    image_processor: Any
+    tower: str | None
+    own_tower: bool
+    base: str | None
+    files: Path | None
+    mode: str = FULL
+
+
+def prepare(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> Start:
+    """Load the model, choose what is trained, and check that the result can be saved as it is asked for.
+
+    Raises:
+        ValueError: a folder, layout or option that cannot be used.
+    """
+    path = local_folder(model_args.model_name_or_path)
+    raw = read_config(path)
+    adapter = (path / LORA).exists() or (path / PROJECTOR).exists()
+    options = _options(args, model_args)
+    with _whole_weights(args), _quiet():
+        if "vision_config" in raw or adapter or model_args.model_base:
+            start = _ready(path, model_args, data_args, options)
+        else:
+            start = _assemble(path, raw, model_args, data_args, options)
+    start.tokenizer.padding_side = "right"
+    start.tokenizer.model_max_length = args.model_max_length
+    config = start.model.config
+    config.tokenizer_model_max_length, config.tokenizer_padding_side = args.model_max_length, "right"
+    generation = start.model.generation_config
+    if not generation.do_sample and (generation.temperature or generation.top_p):
+        generation.do_sample = True  # or it could not be saved: Vicuna's says how to sample, but not to do it
+    start.mode = choose_trainable(start.model, model_args, args)
+    start.own_tower |= any(p.requires_grad for p in start.model.model.vision_tower.parameters())
+    if args.save_format == ORIGINAL and start.tower is None:
+        raise ValueError("--save_format original: its config.json must name the vision tower, add --vision_tower")
+    if args.save_format == ORIGINAL and start.mode != FULL and start.base is None:
+        raise ValueError(
+            f"--save_format original: an adapter needs its base model, and {path} is in the layout of transformers or "
+            "an adapter itself; use --save_format hf"
+        )
+    return start
+
+
+@contextlib.contextmanager
+def _whole_weights(args: TrainingArguments) -> Iterator[None]:
+    """Keep ZeRO-3 from splitting weights while they are loaded and put together; the engine splits them afterwards.
+
+    Every process holds the model in host memory for that long, in the precision that it is trained in.
+    """
+    config = getattr(args, "hf_deepspeed_config", None)
+    if config is None:
+        yield
+        return
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed.set_hf_deepspeed_config(config)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers lists what a language model has not, the tower and projector that we add; we check ourselves."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _options(args: TrainingArguments, model_args: ModelArguments) -> dict[str, Any]:
+    """Keyword arguments of ``from_pretrained``."""
+    options: dict[str, Any] = {"dtype": storage_dtype(args, model_args)}
+    attention = args.attn_implementation
+    if attention == "flash_attention_2" and not is_flash_attn_2_available():
+        logger.warning("flash-attn is not installed (pip install flash-attn): using SDPA")
+        attention = None
+    if attention:
+        options["attn_implementation"] = attention
+    if args.bits < 16:
+        if not is_bitsandbytes_available():
+            raise ValueError(f"--bits {args.bits} needs bitsandbytes: pip install bitsandbytes")
+        options["device_map"] = {"": args.device}
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=args.bits == 8,
+            load_in_4bit=args.bits == 4,
+            llm_int8_skip_modules=["model.multi_modal_projector", "model.vision_tower", "lm_head"],
+            bnb_4bit_compute_dtype=compute_dtype(args),
+            bnb_4bit_use_double_quant=args.double_quant,
+            bnb_4bit_quant_type=args.quant_type,
+        )
+    return options
+
+
+def compute_dtype(args: TrainingArguments) -> torch.dtype:
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+
+
+def storage_dtype(args: TrainingArguments, model_args: ModelArguments) -> torch.dtype:
+    """What weights are loaded in. Trained ones stay float32 but for DeepSpeed, which keeps its own copies of them."""
+    if args.deepspeed:
+        return compute_dtype(args)
+    small = args.lora_enable or model_args.tune_mm_mlp_adapter or model_args.freeze_backbone
+    return compute_dtype(args) if small and not args.fsdp else torch.float32
+
+
+def _ready(path: Path, model_args: ModelArguments, data_args: DataArguments, options: dict[str, Any]) -> Start:
+    """A LLaVA in the layout of transformers, or an adapter on its base, merged."""
+    dtype = options.pop("dtype")
+    tokenizer, model, image_processor, _ = load_pretrained_model(
+        str(path),
+        model_args.model_base,
+        get_model_name_from_path(str(path)),
+        device_map=options.pop("device_map", {"": "cpu"}),
+        torch_dtype=dtype,
+        **options,
+    )
+    if data_args.image_aspect_ratio:
+        tiled = data_args.image_aspect_ratio.startswith("anyres")
+        if tiled != bool(getattr(model.config, "image_grid_pinpoints", None)):
+            raise ValueError(
+                f"--image_aspect_ratio {data_args.image_aspect_ratio}: {path} holds a {model.config.model_type}, which "
+                "treats pictures otherwise; start from the language model, or from an original LLaVA folder"
+            )
+        if not tiled:
+            model.config.image_aspect_ratio = data_args.image_aspect_ratio
+    if model_args.pretrain_mm_mlp_adapter:
+        _put_projector(model, model_args.pretrain_mm_mlp_adapter)
+    return Start(tokenizer, model, image_processor, model_args.vision_tower, True, None, None)
+
+
+def _assemble(path: Path, raw: dict, model_args: ModelArguments, data_args: DataArguments, options: dict) -> Start:
+    """A language model, or a LLaVA in the original layout, with tower and projector."""
+    llava = is_original(raw)
+    kind = raw.get("model_type")
+    if not llava and kind not in _LANGUAGE_MODELS:
+        raise ValueError(f"{path} holds a model of type {kind!r}: use a Llama or Mistral, or a LLaVA folder")
+    if not llava and not model_args.vision_tower:
+        raise ValueError(f"{path} is a language model: add --vision_tower openai/clip-vit-large-patch14-336")
+    own_tower = llava and holds_tower(path)  # then a given --vision_tower says what it is, not what it weighs
+    named = model_args.vision_tower or raw.get("mm_vision_tower")
+    tower = tower_folder(path, raw, model_args.vision_tower, settings_only=own_tower)
+    vision = CLIPVisionConfig.from_pretrained(tower)
+    described = raw | _multimodal(raw, model_args, data_args, vision)
+    tokenizer = load_tokenizer(path, described)
+    model, info = from_original(path, translate_config(described, vision), **options)
+    check_weights(path, info, optional=(TOWER, *PROJECTOR_KEYS))
+    missing = set(info["missing_keys"])
+    given = _put_projector(model, model_args.pretrain_mm_mlp_adapter) if model_args.pretrain_mm_mlp_adapter else set()
+    fresh = {key for key in missing - given if key.startswith(PROJECTOR_KEYS)}
+    if llava and any(key.startswith(PROJECTOR_KEYS[0]) for key in fresh):
+        raise ValueError(f"{path} has no projector: add --pretrain_mm_mlp_adapter, or download it again")
+    _initialise(model, fresh)
+    fill_tower(model, tower, missing)
+    fit_vocabulary(model, tokenizer)
+    return Start(
+        tokenizer, model, load_image_processor(tower), named, own_tower, str(model_args.model_name_or_path), path
+    )
+
+
+def _multimodal(raw: dict, model_args: ModelArguments, data_args: DataArguments, vision: CLIPVisionConfig) -> dict:
+    """The multimodal half of a flat config: flags first, then what the checkpoint says, then LLaVA-1.5's choices."""
+
+    def pick(flag: Any, key: str, default: Any) -> Any:
+        return flag if flag is not None else raw.get(key) or default
+
+    aspect = pick(data_args.image_aspect_ratio, "image_aspect_ratio", "square")
+    merge = "spatial_unpad" if aspect.startswith("anyres") else "flat"
+    old = is_original(raw)
+    out = {
+        "mm_projector_type": pick(model_args.mm_projector_type, "mm_projector_type", "mlp2x_gelu"),
+        "mm_vision_select_layer": pick(model_args.mm_vision_select_layer, "mm_vision_select_layer", -2),
+        "mm_vision_select_feature": pick(model_args.mm_vision_select_feature, "mm_vision_select_feature", "patch"),
+        "mm_patch_merge_type": model_args.mm_patch_merge_type or merge,
+        "image_aspect_ratio": aspect,
+        "mm_use_im_start_end": raw.get("mm_use_im_start_end", False) if old else model_args.mm_use_im_start_end,
+        "mm_use_im_patch_token": raw.get("mm_use_im_patch_token", True) if old else model_args.mm_use_im_patch_token,
+    }
+    if aspect.startswith("anyres"):
+        points = pick(data_args.image_grid_pinpoints, "image_grid_pinpoints", None)
+        out["image_grid_pinpoints"] = pinpoints(points, vision.image_size)
+    return out
+
+
+def pinpoints(given: Any, side: int) -> Any:
+    """``(1x1),...,(2x3)`` as the (width, height) list it stands for, in pixels; anything else as it is."""
+    found = re.findall(r"\(?(\d+)\s*x\s*(\d+)\)?", given) if isinstance(given, str) else []
+    if len(found) != 2:
+        return given
+    (a, b), (c, d) = ((int(x), int(y)) for x, y in found)
+    return [[x * side, y * side] for x in range(a, c + 1) for y in range(b, d + 1)]
+
+
+def _put_projector(model: Any, file: str) -> set[str]:
+    """Load a projector of the first stage; the names that it filled."""
+    path = Path(file).expanduser()
+    path = path / PROJECTOR if path.is_dir() else path
+    if not path.exists():
+        raise ValueError(f"--pretrain_mm_mlp_adapter {file}: there is no such file; the first stage writes {PROJECTOR}")
+    parts = read_parts(path)
+    overwrite(model, parts, path)
+    return set(parts)
+
+
+@torch.no_grad()
+def _initialise(model: Any, fresh: set[str]) -> None:
+    """A new projector as ``nn.Linear`` starts, a new row mark as an embedding."""
+    if any(key.startswith(PROJECTOR_KEYS[0]) for key in fresh):
+        for module in model.model.multi_modal_projector.modules():
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
+    if "model.image_newline" in fresh:
+        newline = model.model.image_newline
+        newline.normal_(std=1 / math.sqrt(newline.numel()))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What is trained
+
+
+def choose_trainable(model: Any, model_args: ModelArguments, args: TrainingArguments) -> str:
+    """Freeze everything but what the flags name, add LoRA, set precisions; says how the result is to be saved.
+
+    Raises:
+        ValueError: nothing would be trained, or flags contradict each other.
+    """
+    parts = _parts(model_args, args)
+    prefixes = tuple(prefix for part in parts for prefix in _KEYS[part])
+    unused = _unused(model) if "mm_vision_tower" in parts else ()
+    if args.bits < 16:
+        _peft().prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
+    for name, parameter in model.named_parameters():
+        wanted = name.startswith(prefixes) if prefixes else False
+        parameter.requires_grad_(wanted and not name.startswith(unused) and parameter.is_floating_point())
+    if args.lora_enable:
+        _add_lora(model, args)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError("these flags freeze every part: nothing would be trained")
+    if not args.deepspeed:  # which has its own float32 copies
+        for parameter in trained:
+            parameter.data = parameter.data.float()
+    if args.lora_enable:
+        return LORA_MODE
+    if set(parts) == {"mm_mlp_adapter"}:
+        if model_args.mm_use_im_start_end:
+            raise ValueError("--mm_use_im_start_end adds tokens that a projector-only run does not train: leave it out")
+        return ADAPTER
+    return FULL
+
+
+def _parts(model_args: ModelArguments, args: TrainingArguments) -> list[str]:
+    if model_args.mm_tunable_parts:
+        parts = [part.strip() for part in model_args.mm_tunable_parts.split(",") if part.strip()]
+        if wrong := [part for part in parts if part not in PARTS]:
+            raise ValueError(f"--mm_tunable_parts {wrong[0]}: use {', '.join(PARTS)}")
+        if args.lora_enable and "mm_language_model" in parts:
+            raise ValueError("--lora_enable trains low-rank updates: leave mm_language_model out of --mm_tunable_parts")
+        return parts
+    if model_args.tune_mm_mlp_adapter:
+        if args.lora_enable:
+            raise ValueError("--tune_mm_mlp_adapter trains the projector alone: leave out --lora_enable")
+        return ["mm_mlp_adapter"]
+    parts = [] if model_args.freeze_mm_mlp_adapter else ["mm_mlp_adapter"]
+    parts += ["mm_vision_tower"] if model_args.unfreeze_mm_vision_tower else []
+    return parts + ([] if model_args.freeze_backbone or args.lora_enable else ["mm_language_model"])
+
+
+def _unused(model: Any) -> tuple[str, ...]:
+    """Parts of the tower behind the hidden state that is used: they get no gradient, and engines would wait for it."""
+    layer, count = model.config.vision_feature_layer, len(model.model.vision_tower.encoder.layers)
+    if not isinstance(layer, int):
+        return ()
+    last = layer if layer >= 0 else count + 1 + layer  # hidden state n is what layer n - 1 gives
+    behind = tuple(f"{TOWER}encoder.layers.{number}." for number in range(last, count))
+    return (*behind, f"{TOWER}post_layernorm.")
+
+
+def find_all_linear_names(model: Any) -> list[str]:
+    """Names of the linear layers of the language model, without their numbers: what LoRA is put on."""
+    language = model.model.language_model
+    return sorted({name.rsplit(".", 1)[-1] for name, part in language.named_modules() if isinstance(part, nn.Linear)})
+
+
+def _add_lora(model: Any, args: TrainingArguments) -> None:
+    """Low-rank updates inside the language model; the model's class, hooks and other names stay as they are."""
+    config = lora_config(args, find_all_linear_names(model))
+    _peft().inject_adapter_in_model(config, model.model.language_model)
+    model._hf_peft_config_loaded = args.bits < 16  # Trainer refuses a quantised model that says it has no adapter
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ValueError("--lora_enable needs PEFT: pip install peft") from error
+    return peft
+
+
+def lora_config(args: TrainingArguments, targets: list[str]) -> Any:
+    """PEFT's description of the updates."""
+    return _peft().LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=targets,
+        bias=args.lora_bias,
+        task_type="CAUSAL_LM",
+    )

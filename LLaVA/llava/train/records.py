@@ -1,0 +1,177 @@
+"""Reading LLaVA data: a list of ``{"id", "image", "conversations"}``, checked before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
+from llava.conversation import Conversation, SeparatorStyle
+from llava.train.arguments import STOP
+
+_ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
+_PICTURE_WORDS = 128  # what a picture counts for where samples are ordered by length
+_SHOWN = 10
+
+
+class BadSample(ValueError):
+    """A record or picture that cannot be trained on; the message is one line and names it."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample: ``turns`` are texts, the user's first, with one ``<image>`` for each of ``images``."""
+
+    name: str
+    turns: tuple[str, ...]
+    images: tuple[str, ...]
+
+    @property
+    def length(self) -> int:
+        """About how many words; negative for text only."""
+        words = sum(len(turn.split()) for turn in self.turns)
+        return words + _PICTURE_WORDS * len(self.images) if self.images else -max(1, words)
+
+
+class Refusals:
+    """Names and counts what cannot be used, or stops the run.
+
+    Args:
+        policy: "stop" or "skip".
+        log: JSON lines of what was skipped go there, one for each time; None: only to standard error.
+    """
+
+    def __init__(self, policy: str, log: Path | None = None) -> None:
+        self.policy, self.log, self.names = policy, log, set()
+
+    def add(self, name: str, error: BadSample) -> None:
+        """Note one.
+
+        Raises:
+            BadSample: the run is to stop.
+        """
+        if self.policy == STOP:
+            raise BadSample(f"{error}; repair it, or leave such samples out with --on_bad_sample skip") from error
+        if name in self.names:
+            return
+        self.names.add(name)
+        if len(self.names) <= _SHOWN:
+            print(f"skipped: {error}", file=sys.stderr)
+        if self.log is not None:
+            with self.log.open("a") as file:  # one short write: lines of several workers stay whole
+                file.write(json.dumps({"id": name, "reason": str(error)}) + "\n")
+
+    def count(self) -> int:
+        """Samples skipped so far, by all processes where there is a log."""
+        if self.log is None or not self.log.exists():
+            return len(self.names)
+        return len({json.loads(line)["id"] for line in self.log.read_text().splitlines()})
+
+
+def read_records(path: str | Path, conv: Conversation, refusals: Refusals, start_end: bool = False) -> list[Record]:
+    """The usable records of a data file; the others go to ``refusals``.
+
+    Args:
+        start_end: pictures stand between ``<im_start>`` and ``<im_end>``.
+
+    Raises:
+        ValueError: the file cannot be read, or nothing in it can be used.
+    """
+    records, errors = [], {}
+    values = _load(Path(path))
+    for number, raw in enumerate(values):
+        name = _name(raw, number)
+        try:
+            records.append(_record(raw, name, conv, start_end))
+        except BadSample as error:
+            errors[name] = error
+    if errors and refusals.policy == STOP:
+        raise BadSample(
+            f"{next(iter(errors.values()))}; {len(errors)} of {len(values)} records cannot be used: repair them, or "
+            "leave them out with --on_bad_sample skip"
+        )
+    for name, error in errors.items():
+        refusals.add(name, error)
+    if not records:
+        raise ValueError(f"{path} holds no usable record: give a list of {{id, image, conversations}}")
+    return records
+
+
+def _load(path: Path) -> list[Any]:
+    try:
+        text = path.read_text()
+        values = [json.loads(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else None
+        values = json.loads(text) if values is None else values
+    except OSError as error:
+        raise ValueError(f"--data_path {path} cannot be read ({error.strerror}): check the path") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--data_path {path} is not valid JSON ({error}): download it again") from error
+    if not isinstance(values, list):
+        raise ValueError(f"--data_path {path} must hold a list of records")
+    return values
+
+
+def _name(raw: Any, number: int) -> str:
+    identity = raw.get("id") if isinstance(raw, dict) else None
+    return f"record {number}" if identity is None else f"record {number} (id {identity})"
+
+
+def _record(raw: Any, name: str, conv: Conversation, start_end: bool) -> Record:
+    if not isinstance(raw, dict) or not isinstance(raw.get("conversations"), list):
+        raise BadSample(f"{name} has no list of conversations")
+    given = raw.get("image") or []
+    images = [given] if isinstance(given, str) else given
+    if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
+        raise BadSample(f"{name}: image must be the name of a file, or a list of names")
+    turns = _turns(raw["conversations"], name)
+    plain = conv.sep_style is SeparatorStyle.PLAIN
+    if plain and (len(turns) != 2 or not images):
+        raise BadSample(f"{name}: version plain needs a picture, one human turn and one answer")
+    _check_places(turns, len(images), name)
+    turns = [_place(turn, len(images), conv, start_end) for turn in turns] if images else turns
+    return Record(name, tuple(turns), tuple(images))
+
+
+def _turns(conversations: list[Any], name: str) -> list[str]:
+    """Texts, alternating and the user's first; an answer that nothing was asked for is left out, as upstream does."""
+    turns: list[str] = []
+    for number, said in enumerate(conversations):
+        role = _ROLES.get(said.get("from")) if isinstance(said, dict) else None
+        text = said.get("value") if isinstance(said, dict) else None
+        if role is None or not isinstance(text, str):
+            raise BadSample(f'{name}: turn {number} is not {{"from": "human" or "gpt", "value": text}}')
+        if role == 1 and number == 0:
+            continue
+        if role != len(turns) % 2:
+            raise BadSample(f"{name}: turn {number} is of the same speaker as the one before")
+        if not text.strip():
+            raise BadSample(f"{name}: turn {number} is empty")
+        turns.append(text)
+    if len(turns) < 2:
+        raise BadSample(f"{name} has no answer")
+    return turns[: len(turns) // 2 * 2]
+
+
+def _check_places(turns: list[str], images: int, name: str) -> None:
+    asked = sum(turn.count(DEFAULT_IMAGE_TOKEN) for turn in turns[::2])
+    if any(DEFAULT_IMAGE_TOKEN in turn for turn in turns[1::2]):
+        raise BadSample(f"{name}: an answer holds {DEFAULT_IMAGE_TOKEN}")
+    if asked != images:
+        raise BadSample(f"{name} says {DEFAULT_IMAGE_TOKEN} {asked} time(s) and names {images} picture(s)")
+
+
+def _place(turn: str, images: int, conv: Conversation, start_end: bool) -> str:
+    """A single picture goes to the front of its turn, as at inference; several stay where the text has them."""
+    if DEFAULT_IMAGE_TOKEN not in turn:
+        return turn
+    picture = f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>" if "mmtag" in conv.version else DEFAULT_IMAGE_TOKEN
+    if start_end:
+        picture = picture.replace(
+            DEFAULT_IMAGE_TOKEN, DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
+        )
+    if images == 1:
+        return f"{picture}\n{turn.replace(DEFAULT_IMAGE_TOKEN, '').strip()}"
+    return turn.replace(DEFAULT_IMAGE_TOKEN, picture)

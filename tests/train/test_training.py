@@ -1,0 +1,400 @@
+"""Whole runs of a tiny model: what is trained, how it is saved, and that nothing but the flags decides the result."""
+
+from __future__ import annotations
+
+import copy
+import json
+import multiprocessing
+import random
+import shutil
+import time
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import checkpoints
+from llava.model.builder import load_pretrained_model
+from llava.train.arguments import parse, translate
+from llava.train.build import pinpoints
+from llava.train.saving import merged
+from llava.train.train import build_trainer, checkpoint_to_continue, main, train
+from mob.config import MoBConfig
+from reference import SlowDecoder
+
+LORA = ("--lora_enable", "True", "--lora_r", "4", "--lora_alpha", "8")
+PROJECTOR = ("--tune_mm_mlp_adapter", "True")
+ORIGINAL = ("--save_format", "original")
+VOCABULARY = checkpoints.VOCABULARY
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def trainer_for(argv):
+    return build_trainer(*parse(argv))
+
+
+def weights(model):
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# Results
+
+
+@pytest.mark.parametrize("layout", ["hf", "original"])
+@pytest.mark.parametrize("mode", ["full", "projector", "lora"])
+def test_each_mode_learns_and_its_result_loads(world, squares, tmp_path, mode, layout):
+    flags = {"full": (), "projector": (*PROJECTOR, "--learning_rate", "0.1"), "lora": LORA}[mode]
+    out = tmp_path / "llava-run"
+    trainer = train(argv=world.flags(out, squares, *flags, "--save_format", layout, "--num_train_epochs", "2"))
+    curve = losses(trainer)
+    assert curve[-1] < 0.97 * curve[0] and trainer.start.mode == mode
+    base = str(world.base) if layout == "original" and mode != "full" else None
+    tokenizer, model, image_processor, _ = load_pretrained_model(str(out), base, out.name, device="cpu")
+    expected = merged(trainer.start, trainer.start.model.state_dict())
+    assert model.state_dict().keys() == expected.keys()
+    for name, value in model.state_dict().items():
+        # The original layout has no row for the placeholder.
+        rows = VOCABULARY if name.endswith(("embed_tokens.weight", "lm_head.weight")) else len(value)
+        assert torch.allclose(value[:rows], expected[name][:rows], atol=1e-6), name
+    if layout == "original":
+        raw = json.loads((out / "config.json").read_text())
+        assert raw["vocab_size"] == VOCABULARY and raw["mm_vision_tower"] == str(world.tower)
+        assert raw["image_aspect_ratio"] == "pad" and raw["tune_mm_mlp_adapter"] == (mode == "projector")
+    prompt, trained = ("USER: hi</s>", trainer.start.tokenizer)
+    assert tokenizer(prompt)["input_ids"] == trained(prompt)["input_ids"]
+
+
+def test_two_stages(world, squares, tmp_path):
+    """Captions first, then instructions from the projector that this gave; tiles like LLaVA-1.6's in both."""
+    tiles = ("--image_aspect_ratio", "anyres", "--image_grid_pinpoints", "(1x1),...,(1x2)")
+    first = tmp_path / "llava-pretrain"
+    train(argv=world.flags(first, squares, *PROJECTOR, *ORIGINAL, *tiles, "--version", "plain", "--max_steps", "4"))
+    assert set(torch.load(first / "mm_projector.bin", weights_only=True)) == {
+        "model.image_newline",
+        *(f"model.mm_projector.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")),
+    }
+    given = ("--pretrain_mm_mlp_adapter", str(first / "mm_projector.bin"))
+    out = tmp_path / "llava-next"
+    trainer = train(argv=world.flags(out, squares, *tiles, *ORIGINAL, *given, "--max_steps", "2"))
+    assert trainer.start.model.config.model_type == "llava_next"
+    assert json.loads((out / "config.json").read_text())["image_grid_pinpoints"] == [[28, 28], [28, 56]]
+    model = load_pretrained_model(str(out), None, out.name, device="cpu")[1]
+    assert torch.equal(model.model.image_newline, trainer.start.model.model.image_newline)
+    # And on from there: a folder in the original layout is a start too.
+    again = trainer_for(world.flags(tmp_path / "x", squares, *tiles, "--model_name_or_path", str(out), base=False))
+    for name, value in again.start.model.state_dict().items():
+        assert torch.equal(value[:VOCABULARY], model.state_dict()[name][:VOCABULARY]), name
+
+
+def test_starts_in_the_layout_of_transformers_and_from_adapters(world, squares, tmp_path):
+    out = tmp_path / "llava-lora"
+    lora = train(argv=world.flags(out, squares, *LORA, *ORIGINAL, "--max_steps", "2"))
+    expected = merged(lora.start, lora.start.model.state_dict())
+    flags = ("--model_name_or_path", str(out), "--model_base", str(world.base))
+    again = trainer_for(world.flags(tmp_path / "y", squares, *flags, base=False))
+    for name, value in again.start.model.state_dict().items():
+        assert torch.allclose(value[:VOCABULARY], expected[name][:VOCABULARY], atol=1e-6)
+    hf = checkpoints.stock_folder(tmp_path / "hf", checkpoints.model())
+    flags = ("--model_name_or_path", str(hf))
+    trainer = train(argv=world.flags(tmp_path / "llava-z", squares, *flags, *LORA, "--max_steps", "2", base=False))
+    tokenizer, model, _, _ = load_pretrained_model(str(tmp_path / "llava-z"), None, "llava-z", device="cpu")
+    assert tokenizer.chat_template and same(weights(model), merged(trainer.start, trainer.start.model.state_dict()))
+    with pytest.raises(ValueError, match="its config.json must name the vision tower"):
+        trainer_for(world.flags(tmp_path / "y", squares, *flags, *ORIGINAL, base=False))
+
+
+# The step
+
+
+def batches_of(trainer):
+    return [trainer._prepare_inputs(batch) for batch in trainer.get_train_dataloader()]
+
+
+@pytest.mark.parametrize("mob", [(), ("--mob_K", "2", "--mob_layer", "1")], ids=["plain", "pruned"])
+def test_a_step_equals_a_plain_loop(world, tmp_path, mob):
+    """Two accumulated batches with different numbers of answers: loss, gradients and weights of a loop by hand."""
+    data = world.data("mixed", samples=6, texts=6)
+    flags = ("--gradient_accumulation_steps", "2", "--max_steps", "1", "--per_device_train_batch_size", "4", *mob)
+    flags += ("--optim", "sgd", "--lr_scheduler_type", "constant", "--max_grad_norm", "0", "--logging_steps", "1")
+    trainer = trainer_for(world.flags(tmp_path / "out", data, *flags))
+    model = copy.deepcopy(trainer.start.model).train()
+    first = batches_of(trainer)[:2]
+    trainer.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    total, count = 0.0, sum((batch["labels"][:, 1:] != -100).sum() for batch in first)
+    for batch in first:
+        logits = model(**batch).logits if mob else model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+        shifted = batch["labels"][:, 1:]
+        total = total + cross_entropy(logits[:, :-1].transpose(1, 2), shifted, reduction="sum")
+    (total / count).backward()
+    optimizer.step()
+    assert abs(losses(trainer)[0] - (total / count).item()) < 1e-5
+    for name, value in trainer.start.model.state_dict().items():
+        assert torch.allclose(value, model.state_dict()[name], atol=1e-7), name
+
+
+def test_pruned_loss_is_that_of_the_shortened_sequence(world, squares, tmp_path):
+    """Every sample alone, without hooks, its dropped tokens left out by hand."""
+    trainer = trainer_for(world.flags(tmp_path / "out", squares, "--mob_K", "2", "--mob_layer", "1"))
+    model = trainer.start.model.double().eval()
+    batch = next(iter(batches_of(trainer)))
+    batch["pixel_values"] = batch["pixel_values"].double()
+    settings = MoBConfig.from_dict(model.config.MoB_config)
+    assert settings.K == 2
+    with torch.no_grad():
+        loss = model(**batch).loss
+    model.config.MoB_config = {}
+    budget = settings.budget(4)
+    slow = SlowDecoder(model, lambda n: (budget.K, budget.K_p, budget.k), layer=1)
+    parts = []
+    for row in range(len(batch["input_ids"])):
+        real = batch["attention_mask"][row].bool()
+        ids, labels = batch["input_ids"][row][real], batch["labels"][row][real]
+        asked = int((labels == -100).sum())  # the answer comes last
+        inputs = {"input_ids": ids[None], "pixel_values": batch["pixel_values"][row : row + 1]}
+        logits = slow.run(inputs, [(0, asked)], [[4]])
+        assert len(slow.dropped) == 2
+        parts.append(cross_entropy(logits[:-1], labels[1:], reduction="none")[asked - 1 :])
+    assert abs(loss.item() - torch.cat(parts).mean().item()) < 1e-6
+
+
+def test_keeping_everything_is_bit_identical(world, squares, tmp_path):
+    flags = ("--max_steps", "4", "--gradient_checkpointing", "True")
+    plain = train(argv=world.flags(tmp_path / "a", squares, *flags))
+    kept = train(argv=world.flags(tmp_path / "b", squares, *flags, "--mob_K", "4"))
+    pruned = train(argv=world.flags(tmp_path / "c", squares, *flags, "--mob_K", "1"))
+    assert losses(plain) == losses(kept) != losses(pruned)
+    assert same(weights(plain.start.model), weights(kept.start.model))
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["MoB_config"] == {"K": 4}
+
+
+def test_random_budgets(world, squares, tmp_path):
+    """One K a step, the same whenever and wherever the step is done; what is saved does not depend on the last."""
+    flags = ("--mob_random_K", "1", "2", "3", "--max_steps", "8", "--gradient_accumulation_steps", "2")
+    trainer = trainer_for(world.flags(tmp_path / "a", squares, *flags))
+    seen = []
+    forward = trainer.compute_loss
+    trainer.compute_loss = lambda *a, **k: seen.append(trainer.start.model.config.MoB_config["K"]) or forward(*a, **k)
+    trainer.train()
+    draws = next(c for c in trainer.callback_handler.callbacks if type(c).__name__ == "RandomK")
+    assert seen == [draws.draw(step) for step in range(8) for _ in range(2)] and set(seen) == {1, 2, 3}
+    trainer.save_model()
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["MoB_config"] == {"K": 3}
+    with pytest.raises(ValueError, match="randon"):
+        trainer_for(world.flags(tmp_path / "b", squares, "--mob_K", "2", "--mob_method", "randon"))
+    with pytest.raises(ValueError, match="contradict"):
+        trainer_for(world.flags(tmp_path / "b", squares, "--mob_random_K", "2", "--mob_off", "True"))
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(("--mob_random_K", "1", "3"), id="full"),
+        pytest.param((*LORA, "--gradient_accumulation_steps", "2"), id="lora", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_three_times(world, tmp_path, flags):
+    """A run that is killed at any moment and started again ends with the very same weights."""
+    data = world.data("interrupted", samples=30, texts=15)
+    flags = (*flags, "--max_steps", "60", "--per_device_train_batch_size", "2", "--save_strategy", "steps")
+    flags += ("--save_steps", "4", "--save_total_limit", "2", "--group_by_modality_length", "True")
+    flags += ("--logging_strategy", "no")
+    whole = train(argv=world.flags(tmp_path / "whole", data, *flags))
+    argv = world.flags(tmp_path / "killed", data, *flags)
+    dice, context = random.Random(5), multiprocessing.get_context("fork")
+    for target in (8, 24, 40):
+        child = context.Process(target=train, kwargs={"argv": argv})
+        child.start()
+        deadline = time.monotonic() + 120
+        while (checkpoint_step(argv) or 0) < target and child.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(dice.random() * 0.3)
+        child.kill()
+        child.join()
+        assert child.exitcode == -9 and 0 < checkpoint_step(argv) < 60
+    torn = tmp_path / "killed" / "checkpoint-999"
+    shutil.copytree(checkpoint(argv), torn)
+    (torn / "trainer_state.json").write_text('{"global_step": 9')
+    resumed = train(argv=argv)
+    assert resumed.state.global_step == 60
+    assert same(weights(whole.start.model), weights(resumed.start.model))
+
+
+def checkpoint(argv):
+    return checkpoint_to_continue(parse(argv)[2])
+
+
+def checkpoint_step(argv):
+    found = checkpoint(argv)
+    return int(found.rsplit("-", 1)[1]) if found else None
+
+
+def test_going_on_or_not(world, squares, tmp_path):
+    argv = world.flags(
+        tmp_path / "a", squares, *PROJECTOR, "--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"
+    )
+    train(argv=argv)
+    assert checkpoint(argv).endswith("checkpoint-2")
+    assert checkpoint([*argv, "--resume_from_checkpoint", "no"]) is None
+    assert checkpoint([*argv, "--resume_from_checkpoint", str(tmp_path / "a/checkpoint-1")]).endswith("checkpoint-1")
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        checkpoint([*argv, "--resume_from_checkpoint", str(tmp_path)])
+    model = load_pretrained_model(str(tmp_path / "a/checkpoint-2"), str(world.base), "x", device="cpu")[1]
+    assert model.config.model_type == "llava"  # checkpoints load as they are
+    with pytest.raises(ValueError, match="is of a projector run, this one is lora: use another output_dir"):
+        train(argv=[*argv, "--freeze_mm_mlp_adapter", "True", "--tune_mm_mlp_adapter", "False", *LORA])
+
+
+# What is trained, and how fast
+
+
+def names(trainer):
+    return {name for name, parameter in trainer.start.model.named_parameters() if parameter.requires_grad}
+
+
+def test_tunable_parts_and_learning_rates(world, squares, tmp_path):
+    flags = ("--mm_tunable_parts", "mm_vision_tower,mm_mlp_adapter", "--mm_projector_lr", "3e-3")
+    trainer = trainer_for(
+        world.flags(tmp_path, squares, *flags, "--mm_vision_tower_lr", "1e-4", "--weight_decay", "0.1")
+    )
+    assert trainer.start.mode == "full" and trainer.start.own_tower
+    parts = {name.split(".")[1] for name in names(trainer)}
+    assert parts == {"vision_tower", "multi_modal_projector"}
+    # Hidden state -2 is what all layers but the last give.
+    assert not any("layers.2." in name or "post_layernorm" in name for name in names(trainer))
+    groups = {(g["lr"], g["weight_decay"]): g["params"] for g in trainer.create_optimizer().param_groups}
+    assert set(groups) == {(3e-3, 0.1), (3e-3, 0.0), (1e-4, 0.1), (1e-4, 0.0)}
+    projector = trainer.start.model.model.multi_modal_projector
+    assert {id(p) for p in groups[3e-3, 0.1]} == {id(projector.linear_1.weight), id(projector.linear_2.weight)}
+    trainer = trainer_for(world.flags(tmp_path, squares, *LORA, "--mm_projector_lr", "3e-3"))
+    assert all(".lora_" in name or "projector" in name for name in names(trainer))
+    assert {g["lr"] for g in trainer.create_optimizer().param_groups} == {3e-3, 1e-2}
+    trainer = trainer_for(world.flags(tmp_path, squares, "--freeze_backbone", "True"))
+    assert {name.split(".")[1] for name in names(trainer)} == {"multi_modal_projector"}
+
+
+def test_precisions(world, squares, tmp_path):
+    """Frozen weights take half the room, trained ones keep their precision."""
+    trainer = trainer_for(world.flags(tmp_path, squares, *LORA, "--bf16", "True", "--max_steps", "2"))
+    kinds = {(p.requires_grad, p.dtype) for p in trainer.start.model.parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+    trainer.train()
+    assert all(value > 0 for value in losses(trainer))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["8", "4"])
+def test_quantised_models_learn_updates(world, squares, tmp_path, bits):
+    pytest.importorskip("bitsandbytes")
+    flags = (*LORA, *ORIGINAL, "--bits", bits, "--max_steps", "6", "--mob_K", "2")
+    trainer = train(argv=world.flags(tmp_path / "llava-q", squares, *flags))
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    kinds = {p.dtype for p in trainer.start.model.model.vision_tower.parameters()}
+    assert kinds == {torch.float32}  # only the language model is quantised
+    model = load_pretrained_model(str(tmp_path / "llava-q"), str(world.base), "llava-q", device="cpu")[1]
+    assert torch.equal(
+        model.model.multi_modal_projector.linear_1.weight,
+        trainer.start.model.model.multi_modal_projector.linear_1.weight,
+    )
+
+
+def test_a_batch_of_text_uses_the_tower_without_weight(world, tmp_path):
+    """What processes that train together need: gradients, all of them zero, for projector and row marks."""
+    from llava.train.llava_trainer import keep_in_step
+
+    data = world.data("texts", samples=1, texts=4)
+    tiles = ("--image_aspect_ratio", "anyres", "--image_grid_pinpoints", "[[28, 56]]")
+    for flags in ((), tiles):
+        trainer = trainer_for(world.flags(tmp_path, data, *flags))
+        model = trainer.start.model.train()
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(1, 5)])
+        before = model(**batch).loss
+        keep_in_step(model)
+        after = model(**batch).loss
+        after.backward()
+        assert torch.equal(before, after)
+        changed = [p for n, p in model.named_parameters() if "projector" in n or "newline" in n]
+        assert all(p.grad is not None and not p.grad.any() for p in changed)
+
+
+# Flags
+
+
+def test_old_flags_are_translated(capsys):
+    old = [
+        "--evaluation_strategy",
+        "no",
+        "--warmup_ratio=0.03",
+        "--save_safetensors",
+        "False",
+        "--group_by_length",
+        "True",
+    ]
+    assert translate([*old, "--bf16", "True"]) == [
+        *("--eval_strategy", "no", "--warmup_steps", "0.03"),
+        *("--train_sampling_strategy", "group_by_length", "--bf16", "True"),
+    ]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "--warmup_ratio: now --warmup_steps" in said
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--bits", "4"), "add --lora_enable"),
+        (("--bits", "4", *LORA), "add --save_format original"),
+        (("--bits", "4", *LORA, *ORIGINAL), "pip install bitsandbytes"),
+        (("--mm_projector_type", "linear"), "only mlp2x_gelu"),
+        (("--version", "v9"), "--version v9: use one of"),
+        (("--mm_tunable_parts", "mm_resampler"), "use mm_mlp_adapter"),
+        (("--freeze_backbone", "True", "--freeze_mm_mlp_adapter", "True"), "nothing would be trained"),
+        (("--pretrain_mm_mlp_adapter", "/nowhere.bin"), "there is no such file"),
+        (("--on_bad_sample", "ignore"), "use one of stop, skip"),
+        (("--save_format", "gguf"), "use one of hf, original"),
+        (("--mob_K", "0"), "keep at least one"),
+        (("--lora_enable", "True", *PROJECTOR), "leave out --lora_enable"),
+        (("--image_aspect_ratio", "anyres"), "no image_grid_pinpoints"),
+    ],
+)
+def test_wrong_flags_are_one_line(world, squares, tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message) as error:
+        trainer_for(world.flags(tmp_path, squares, *flags))
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_sample_in_a_worker_is_one_line(world, tmp_path, monkeypatch, capsys):
+    data = world.data("broken", samples=4)
+    (data.parent / "2.png").write_bytes(b"no picture")
+    argv = world.flags(tmp_path / "out", data, "--dataloader_num_workers", "1")
+    monkeypatch.setattr("sys.argv", ["train", *argv])
+    assert main() == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "id 2" in last and "--on_bad_sample skip" in last
+    trainer = train(argv=[*argv, "--on_bad_sample", "skip"])
+    assert trainer.train_dataset.refusals.count() == 1
+    assert "1 bad sample(s) skipped" in capsys.readouterr().err
+
+
+def test_vicunas_generation_settings_can_be_saved(world, squares, tmp_path):
+    """Vicuna's file names a temperature without sampling, which transformers refuses to write, at the very end."""
+    base = tmp_path / "vicuna"
+    shutil.copytree(world.base, base)
+    (base / "generation_config.json").write_text('{"temperature": 0.9, "top_p": 0.6, "max_length": 4096}')
+    flags = ("--model_name_or_path", str(base), "--max_steps", "1")
+    train(argv=world.flags(tmp_path / "llava-x", squares, *flags))
+    assert json.loads((tmp_path / "llava-x" / "generation_config.json").read_text())["temperature"] == 0.9
+
+
+def test_pinpoints():
+    assert pinpoints("(1x1),...,(2x2)", 336) == [[336, 336], [336, 672], [672, 336], [672, 672]]
+    assert pinpoints("[[336, 672]]", 336) == "[[336, 672]]" and pinpoints(None, 336) is None
