@@ -7,12 +7,15 @@ pictures are (sizes, grids, encoded features), and guessed from runs of placehol
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+
+from mob import grids
 
 IMAGE, VIDEO = 1, 2  # what a placeholder stands for; 0 is text
 NOTE = "mob_picture"
@@ -138,21 +141,17 @@ def unknown(length: int) -> Picture:
 
 def declared(config: Any, kwargs: dict[str, Any]) -> dict[int, list[Picture]]:
     """Pictures and videos that the keyword arguments of a model (or of its encoder) describe, in order, by kind."""
-    out: dict[int, list[Picture]] = {}
-    for kind, name in ((IMAGE, "image_grid_thw"), (VIDEO, "video_grid_thw")):
-        if isinstance(kwargs.get(name), Tensor):
-            merge = getattr(config.vision_config, "spatial_merge_size", 1)
-            out[kind] = [_frames(t, h // merge, w // merge) for t, h, w in kwargs[name].tolist()]
+    described = grids.described(config, kwargs).items()
+    out = {kind: [Picture(tuple(View(*view) for view in views)) for views in found] for kind, found in described}
     sizes = kwargs.get("image_sizes")
     if sizes is not None and getattr(config, "image_grid_pinpoints", None):
         counts = kwargs.get("batch_num_images")
-        tiled = [True] * len(sizes) if counts is None else [n == 1 for n in _ints(counts) for _ in range(n)]
-        pairs = [_ints(size) for size in sizes]
+        tiled = [True] * len(sizes) if counts is None else [int(n) == 1 for n in counts for _ in range(int(n))]
+        pairs = grids.rows_of(sizes)
         out[IMAGE] = [tiles(config, *size) if cut else one_view(config) for size, cut in zip(pairs, tiled, strict=True)]
     encoded = kwargs.get("mm_encoder_outputs") or {}
     for kind, name in ((IMAGE, "image"), (VIDEO, "video")):
-        features = getattr(encoded.get(name), "pooler_output", None)
-        pictures = [getattr(one, NOTE, None) for one in features] if isinstance(features, (list, tuple)) else []
+        pictures = [getattr(one, NOTE, None) for one in _features(encoded.get(name))]
         if pictures and None not in pictures:
             out[kind] = pictures
     return out
@@ -225,12 +224,12 @@ def _most_tiles(config: Any) -> int | None:
     return int(aspect.removeprefix("anyres_max_")) if aspect.startswith("anyres_max_") else None
 
 
-def _frames(count: int, rows: int, columns: int, head: int = 0) -> Picture:
-    return Picture((View(rows, columns, head=head),) * count)
-
-
-def _ints(values: Tensor | Iterable[Any]) -> list[int]:
-    return [int(value) for value in (values.tolist() if isinstance(values, Tensor) else values)]
+def _features(output: Any) -> Sequence[Tensor]:
+    """The features of each picture, where an encoder gives them one by one."""
+    features = getattr(output, "pooler_output", None)
+    if features is None and getattr(output, "deepstack_features", None):
+        features = output.deepstack_features[0][1]  # Granite 4 Vision: pairs of a layer and its features
+    return features if isinstance(features, (list, tuple)) else ()
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -256,8 +255,8 @@ class Noting:
         given = inspect.signature(self._method).bind(*args, **kwargs)
         given.apply_defaults()
         pictures = declared(self.base.config, dict(given.arguments)).get(ENCODERS[self.name])
-        features = getattr(output, "pooler_output", None)
-        if pictures and isinstance(features, (list, tuple)) and len(features) == len(pictures):
+        features = _features(output)
+        if pictures and len(features) == len(pictures):
             for one, picture in zip(features, pictures, strict=True):
                 setattr(one, NOTE, picture)
         return output
@@ -274,9 +273,9 @@ def guess(config: Any, kind: int, length: int) -> list[Picture]:
         frame, tail = _frame(config, side)
         count, rest = divmod(length - sum(view.length for view in tail), frame.length)
         return [Picture((frame,) * count + tail)] if count > 0 and not rest else [unknown(length)]
-    for one in (Picture((_whole(config),)), Picture((_square(config),))):
-        if one.length and length % one.length == 0:
-            return [one] * (length // one.length)
+    for view in sorted((_whole(config), _square(config)), key=lambda view: view.length):
+        if view.length and length % view.length == 0:
+            return [Picture((view,))] * (length // view.length)
     return [unknown(length)]
 
 
@@ -301,20 +300,20 @@ def _whole(config: Any) -> View:
 
 
 def _square(config: Any) -> View:
-    """The grid of models that shrink their tower's grid (InternVL, Idefics3) and say only how many tokens are left."""
+    """The grid of models that say only how many tokens they make of a picture (GOT-OCR 2)."""
     length = getattr(config, "image_seq_length", None)
     side = math.isqrt(length) if isinstance(length, int) and length > 0 else 0
     return View(side, side) if side**2 == length else View(0, 0)
 
 
 def grid_side(config: Any) -> int | None:
-    """Side of the square grid of patches that the tower makes of one view, where the config fixes it."""
+    """Side of the square grid of tokens that the tower and projector make of one view, where the config fixes it."""
     vision = getattr(config, "vision_config", None)
     size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
     size, patch = (v[0] if isinstance(v, (list, tuple)) else v for v in (size, patch))
     if not isinstance(size, int) or not isinstance(patch, int):
         return None
-    return size // patch
+    return grids.shrunk(config, size // patch)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -331,12 +330,33 @@ def arrange(config: Any, kinds: Sequence[Sequence[int]], given: dict[int, list[P
     Declared pictures are used where they fill the placeholders of every sample exactly; a later turn may declare
     earlier ones again, then the last count. Otherwise runs of placeholders are guessed.
     """
+    if set(given) == {VIDEO} and not any(VIDEO in row for row in kinds):
+        given = {IMAGE: given[VIDEO]}  # GLM-4V writes the frames of videos with the placeholder of pictures
     runs = [_runs(row) for row in kinds]
-    found = _deal(config, runs, given)
-    if found is None and len(kinds) == 1:
+    found = _deal(config, runs, given) if given else None
+    if found is None and given and len(kinds) == 1:
         last = {kind: _last(pictures, kinds[0].count(kind)) for kind, pictures in given.items()}
         found = _deal(config, runs, last)
-    return found or [[one for kind, n in row for one in guess(config, kind, n)] for row in runs]
+    return found or [_guessed(config, row) for row in kinds]
+
+
+def _guessed(config: Any, row: Sequence[int]) -> list[Picture]:
+    """Guesses for every run of placeholders; equal runs with one token between them are the rows of one picture (Fuyu,
+    Pixtral) where they are nothing else."""
+    pictures, groups, position, end = [], [], 0, -1
+    for kind, run in itertools.groupby(row):
+        length = len(list(run))
+        if kind and groups and groups[-1][:2] == [kind, length] and position == end + 1:
+            groups[-1][2] += 1
+        elif kind:
+            groups.append([kind, length, 1])
+        position += length
+        end = position if kind else end
+    for kind, length, count in groups:
+        guesses = guess(config, kind, length)
+        rows = count > 1 and guesses == [unknown(length)]
+        pictures += [Picture((View(count, length),))] if rows else guesses * count
+    return pictures
 
 
 def _deal(
@@ -379,12 +399,4 @@ def _last(pictures: list[Picture], length: int) -> list[Picture]:
 
 def _runs(row: Sequence[int]) -> list[tuple[int, int]]:
     """(kind, length) of each run of consecutive placeholders of one kind."""
-    runs: list[list[int]] = []
-    before = 0
-    for kind in row:
-        if kind and kind == before:
-            runs[-1][1] += 1
-        elif kind:
-            runs.append([kind, 1])
-        before = kind
-    return [(kind, length) for kind, length in runs]
+    return [(kind, len(list(run))) for kind, run in itertools.groupby(row) if kind]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 MAX_IMAGE_PIXELS = 178_956_970  # where Pillow, too, calls a picture a decompression bomb
 MAX_DOWNLOAD_BYTES = 64 * 2**20
@@ -111,7 +112,8 @@ def _decode(file: IO[bytes], name: str) -> Image.Image:
     try:
         image = Image.open(file)
         _refuse_if_huge(image.size, name)  # the header is read, the pixels are not
-        return upright_rgb(image)
+        with _whole_pictures_only():
+            return upright_rgb(image)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -121,6 +123,16 @@ def _decode(file: IO[bytes], name: str) -> Image.Image:
     except Exception as error:  # decoders meet hostile bytes here, and each has its own way to fail
         reason = str(error) or type(error).__name__
         raise ImageError(f"{name} is damaged ({reason}): copy or download the picture again") from error
+
+
+@contextmanager
+def _whole_pictures_only() -> Iterator[None]:
+    """Some libraries (lmms-eval) tell Pillow to fill what is missing of a broken picture with grey, for everybody."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _refuse_if_huge(size: Size, name: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -208,43 +209,50 @@ class SlowLlava:
         return answers, logits
 
 
-class _Caught(Exception):
-    """Stops a forward pass at the text decoder."""
-
-
 class SlowDecoder:
     """Any stock model, one sample at a time, without a cache: its decoder layers called one by one on what is left.
 
-    What enters the decoder (embeddings with pictures in place, positions, deepstack) is the model's own, from a stock
+    What enters the layers (embeddings with pictures in place, positions, deepstack) is the model's own, from a stock
     pass over the whole sequence; masks, the choice of tokens and what is dropped where are written out here.
-    ``budget(N) -> (K, K_p, k)``, or None for no pruning. The model must use SDPA.
+    ``budget(N) -> (K, K_p, k)``, or None for no pruning. ``attends(ids, turns)``, (T, T) bool, says which tokens a
+    token sees, where that is not all before it and itself.
     """
 
-    def __init__(self, model, budget=None, layer: int = 2, fixed_fold: bool = True, per_picture: bool = True):
+    def __init__(
+        self,
+        model,
+        budget=None,
+        layer: int = 2,
+        fixed_fold: bool = True,
+        per_picture: bool = True,
+        attends: Callable[[list[int], list[tuple[int, int]]], Tensor] | None = None,
+    ):
         self.model, self.budget, self.layer = model, budget, layer
         self.fixed_fold, self.per_picture = fixed_fold, per_picture
+        self.attends = attends or (lambda ids, turns: torch.ones(len(ids), len(ids)).tril().bool())
         self.decoder = model.get_decoder()
         names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
         self.visual_ids = {getattr(model.config, name, None) for name in names} - {None}
         self.dropped: set[int] = set()
         self.kept: list[list[int]] = []
 
-    def _decoder_input(self, inputs: dict) -> dict:
-        """The keyword arguments of the text decoder in a stock pass."""
-        caught = {}
+    def _stock(self, inputs: dict) -> tuple[dict, Tensor, list[dict]]:
+        """A stock pass: the keyword arguments of the text decoder, what enters its first layer, and the keyword
+        arguments of each layer."""
+        decoder, first, layers = {}, [], []
 
-        def catch(module, args, kwargs):
-            caught.update(kwargs)
-            raise _Caught
+        def note(layer, args, kwargs):
+            first.append(args[0])
+            layers.append(kwargs)
 
-        handle = self.decoder.register_forward_pre_hook(catch, with_kwargs=True)
+        hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self.decoder.layers]
+        hooks.append(self.decoder.register_forward_pre_hook(lambda m, a, kw: decoder.update(kw), with_kwargs=True))
         try:
             self.model(**inputs, use_cache=False)
-        except _Caught:
-            pass
         finally:
-            handle.remove()
-        return caught
+            for hook in hooks:
+                hook.remove()
+        return decoder, first[0][0], layers
 
     @torch.no_grad()
     def run(self, inputs: dict, turns: list[tuple[int, int]], pictures: list[list[int]]) -> Tensor:
@@ -254,42 +262,30 @@ class SlowDecoder:
         ``pictures[i]`` the lengths of its pictures. A dropped token reads the nearest kept token before it.
         """
         self.dropped, self.kept = set(), []
-        given = self._decoder_input(inputs)
-        ids, hidden = inputs["input_ids"][0].tolist(), given["inputs_embeds"][0]
-        positions = given.get("position_ids")
-        if positions is None:
-            positions = torch.arange(len(ids))[None]
-        if positions.ndim == 2 and "mrope_section" in (self.decoder.config.rope_parameters or {}):
-            positions = positions.expand(3, 1, -1)
-        if positions.ndim == 3 and len(positions) == 4:  # Qwen: the first row only serves the mask
-            positions = positions[1:]
-        cos, sin = (part[0] for part in self.decoder.rotary_emb(hidden[None], positions))
-        deep = given.get("deepstack_visual_embeds") or []
+        given, hidden, layers = self._stock(inputs)
+        ids = inputs["input_ids"][0].tolist()
+        sees = self.attends(ids, turns)
+        added, where = _added_later(given, len(ids))
         present = list(range(len(ids)))
         for index, layer in enumerate(self.decoder.layers):
+            if index in added:
+                hidden = hidden.clone()
+                hidden[where] += added[index]
             if index == self.layer and self.budget is not None:
                 for (start, end), lengths in zip(turns, pictures, strict=True):
                     self._choose(ids, hidden, start, end, lengths)
                 present = [i for i in range(len(ids)) if i not in self.dropped]
                 hidden = hidden[present]
-            hidden = self._layer(layer, hidden, cos[present], sin[present], present)
-            if index < len(deep):
-                hidden = hidden.clone()
-                hidden[given["visual_pos_masks"][0]] += deep[index]
-        logits = self.model.lm_head(self.decoder.norm(hidden))
+            hidden = self._layer(layer, hidden, layers[index], sees[present][:, present], present)
+        norm = getattr(self.decoder, "norm", None) or self.decoder.final_layernorm
+        logits = self.model.get_output_embeddings()(norm(hidden))
         return logits[[max([j for j, p in enumerate(present) if p <= i], default=0) for i in range(len(ids))]]
 
-    def _layer(self, layer, hidden: Tensor, cos: Tensor, sin: Tensor, positions: list[int]) -> Tensor:
-        at = torch.tensor(positions)
-        mask = torch.zeros(len(at), len(at), dtype=hidden.dtype).masked_fill(at[None, :] > at[:, None], -math.inf)
-        out = layer(
-            hidden[None],
-            attention_mask=mask[None, None],
-            position_embeddings=(cos[None], sin[None]),
-            position_ids=None,
-            past_key_values=None,
-            use_cache=False,
-        )
+    def _layer(self, layer, hidden: Tensor, given: dict, sees: Tensor, present: list[int]) -> Tensor:
+        own = {name: _rows(given[name], present, dim) for name, dim in PER_ROW.items() if name in given}
+        mask = torch.zeros(sees.shape, dtype=hidden.dtype).masked_fill(~sees, -math.inf)[None, None]
+        kwargs = {**given, **own, "attention_mask": mask, "past_key_values": None}
+        out = layer(hidden[None], **kwargs)
         return (out[0] if isinstance(out, tuple) else out)[0]
 
     def _choose(self, ids: list[int], hidden: Tensor, start: int, end: int, lengths: list[int]) -> None:
@@ -327,7 +323,26 @@ class SlowDecoder:
         return answers, logits
 
 
-PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids")
+PER_ROW = {"position_embeddings": -2, "position_ids": -1, "moe_mm_token_type_ids": -1}  # where their tokens lie
+
+
+def _added_later(given: dict, length: int) -> tuple[dict[int, Tensor], Tensor | None]:
+    """Features that a decoder adds to its visual tokens before layers above 0, by layer, and where: bool (T,)."""
+    if given.get("deepstack_visual_embeds") is not None:  # Qwen3-VL: after layers 0, 1, ...
+        added = {index + 1: features for index, features in enumerate(given["deepstack_visual_embeds"])}
+        return added, given["visual_pos_masks"].view(length)
+    if given.get("deepstack_features") is not None:  # Granite 4 Vision, where layer 0 has had its own already
+        added = {layer: features for layer, features in given["deepstack_features"].items() if layer}
+        return added, given["vision_mask"].view(length, -1)[:, 0]
+    return {}, None
+
+
+def _rows(value, present: list[int], dim: int):
+    """The entries of the tokens that are still there."""
+    if isinstance(value, tuple):
+        return tuple(_rows(part, present, dim) for part in value)
+    return None if value is None else value.index_select(dim, torch.tensor(present))
 
 
 def _append(whole: dict, more: dict) -> dict:

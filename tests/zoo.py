@@ -28,11 +28,15 @@ TEXT = {
 
 @dataclass
 class Part:
-    """A picture or video of a sample: its ids in the prompt, its tensors, and its number of visual tokens."""
+    """A picture or video of a sample: its ids in the prompt, its tensors, and its number of visual tokens.
+
+    ``tokens(ids)`` gives what the family's processor says of each token of a batch that has such parts.
+    """
 
     ids: list[int]
     media: dict[str, Tensor]
     length: int
+    tokens: Callable[[Tensor], dict[str, Tensor]] = lambda ids: {}
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ class Family:
     video: Callable[[int], Part] | None = None
     layer: int = 2
     ours: bool = True  # named by the paper or by us; False: any other model that mob.attach should carry
+    attends: Callable[[list[int], list[tuple[int, int]]], Tensor] | None = None  # see SlowDecoder
+    turns: bool = True  # takes a second picture in a later turn, as the tests call it
+    first: int = 0  # first of the samples below that it is tested with
+    needs: str = ""  # a class of transformers that its oldest supported version may lack
 
     def model(self, dtype=torch.float64, attention: str = "sdpa") -> torch.nn.Module:
         """Weights do not depend on dtype or attention, and are large enough that attention really chooses."""
@@ -60,8 +68,12 @@ class Family:
             for name, parameter in model.named_parameters():
                 if name.endswith(("image_newline", "class_embedding")):
                     parameter.normal_()
-            model.lm_head.weight[IMAGE] = model.lm_head.weight[VIDEO] = 0  # an untrained model would write placeholders
+            head = model.get_output_embeddings().weight
+            head[IMAGE] = head[VIDEO] = 0  # an untrained model would write placeholders
         model.set_attn_implementation(attention)
+        for part in (part for part in model.modules() if isinstance(part, transformers.PreTrainedModel)):
+            if part._can_set_experts_implementation():
+                part.set_experts_implementation("eager")  # the others take no float64
         model.generation_config.eos_token_id = None
         return model.to(dtype)
 
@@ -72,7 +84,7 @@ class Family:
             [1, 20, 21, self.picture(0), 30, 31, 32],
             [1, self.picture(1), 22, 23, second, 33, 34, 35, 36],
             [1, 24, 25, 26, 40, 41],
-        ]
+        ][self.first :]
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -104,9 +116,14 @@ def collate(samples: list[list], dtype=torch.float64) -> dict[str, Tensor]:
             most = max(value.shape[1] for value in values)
             values = [torch.nn.functional.pad(v, (0, 0) * 3 + (0, most - v.shape[1])) for v in values]
         out[name] = torch.cat(values)
-    if "image_grid_thw" in out or "video_grid_thw" in out:
-        out["mm_token_type_ids"] = (ids == IMAGE).long() + 2 * (ids == VIDEO).long()
+    for part in (part for sample in samples for part in sample if isinstance(part, Part)):
+        out |= part.tokens(ids)
     return out
+
+
+def token_types(ids: Tensor) -> dict[str, Tensor]:
+    """What positions in three parts are made from."""
+    return {"mm_token_type_ids": (ids == IMAGE).long() + 2 * (ids == VIDEO).long()}
 
 
 def clip(**more) -> transformers.CLIPVisionConfig:
@@ -259,19 +276,19 @@ def qwen3_vl():
 def qwen_picture(i: int) -> Part:
     t, h, w = GRIDS[i]
     media = {"pixel_values": noise(t * h * w, 3 * 2 * 16, seed=i), "image_grid_thw": torch.tensor([[t, h, w]])}
-    return Part([START, *[IMAGE] * (h * w // 4), END], media, h * w // 4)
+    return Part([START, *[IMAGE] * (h * w // 4), END], media, h * w // 4, token_types)
 
 
 def qwen_video(i: int) -> Part:
     """Two times two frames, 4 x 6 patches."""
     media = {"pixel_values_videos": noise(48, 96, seed=10 + i), "video_grid_thw": torch.tensor([[2, 4, 6]])}
-    return Part([START, *[VIDEO] * 12, END], media, 12)
+    return Part([START, *[VIDEO] * 12, END], media, 12, token_types)
 
 
 def qwen3_video(i: int) -> Part:
     """The same, each pair of frames on its own after the text of its time."""
     pair = [START, *[VIDEO] * 6, END]
-    return Part([50, 51, *pair, 50, 52, *pair], qwen_video(i).media, 12)
+    return Part([50, 51, *pair, 50, 52, *pair], qwen_video(i).media, 12, token_types)
 
 
 FAMILIES = {
@@ -287,3 +304,9 @@ FAMILIES = {
         Family("qwen3_vl", qwen3_vl, qwen_picture, qwen3_video, layer=3),
     )
 }
+
+from zoo_grids import GRIDDED  # noqa: E402 (they need what is above)
+from zoo_others import OTHERS  # noqa: E402
+from zoo_sizes import SIZED  # noqa: E402
+
+FAMILIES |= {family.name: family for family in (*OTHERS, *GRIDDED, *SIZED)}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from llava.mm_utils import ImageError, load_image, load_image_from_base64, load_images
 from mob import media
@@ -163,6 +163,13 @@ def test_truncated_file(tmp_path: Path, keep: float) -> None:
     content = noise_png()
     message = refusal(saved(tmp_path, content[: int(keep * len(content))]))
     assert "is damaged" in message and message.endswith("copy or download the picture again")
+
+
+def test_truncated_file_whatever_others_have_told_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    content = noise_png()
+    assert "damaged" in refusal(saved(tmp_path, content[: len(content) // 2]))
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 def test_flipped_bytes(tmp_path: Path) -> None:
