@@ -16,7 +16,7 @@ STATE = "mob"  # where the prunings of a model, and what they leave on a cache, 
 # What decoder layers may be handed: shortened with the hidden states (mob/plan.py), or not about single tokens.
 HANDED = {
     *("hidden_states", "attention_mask", "position_ids", "position_embeddings", "past_key_values", "use_cache"),
-    *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict"),
+    *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "moe_mm_token_type_ids"),
 }
 INPUTS = {"input_ids", "inputs_embeds", "logits_to_keep"}  # what a decoder may take besides
 # What a decoder adds to visual tokens after its first layers, in sequences that must still be whole.

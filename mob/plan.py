@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -148,9 +149,9 @@ class Plan:
                 lambda mask: self._short_mask(layer, short, cut, mask, cache, flash),
             )
         if cut is not None:
-            for name in ("position_embeddings", "position_ids"):
+            for name, gather in PER_TOKEN.items():
                 if kwargs.get(name) is not None:
-                    kwargs[name] = self._once((name, cut.layer), kwargs[name], lambda value: _gather(value, cut.rows))
+                    kwargs[name] = self._once((name, cut.layer), kwargs[name], partial(gather, rows=cut.rows))
             if flash:  # gaps in the positions would look like packed sequences to the flash kernels
                 kwargs["position_ids"] = None
         return kwargs
@@ -220,14 +221,27 @@ def _at(ascending: tuple, layer: int, name: str) -> Any:
     return found[-1] if found else None
 
 
-def _gather(value: Any, rows: Tensor) -> Any:
-    """Rows of what has one entry per token: (cos, sin) of (B or 1, T, D), or positions (B or 1, T).
+def _gather_embeddings(value: Any, rows: Tensor) -> Any:
+    """Rows of (cos, sin), each (B or 1, T, D).
 
     Gathered, never computed again: kept tokens keep their original, also multimodal, positions.
     """
     if isinstance(value, tuple):
-        return tuple(_gather(part, rows) for part in value)
-    index = rows.to(value.device).clamp_min(0)
-    if value.ndim == 3:
-        index = index[..., None].expand(-1, -1, value.shape[-1])
-    return value.expand(len(rows), *value.shape[1:]).gather(1, index)
+        return tuple(_gather_embeddings(part, rows) for part in value)
+    index = rows.to(value.device).clamp_min(0)[..., None].expand(-1, -1, value.shape[-1])
+    return value.expand(len(rows), -1, -1).gather(1, index)
+
+
+def _gather_numbers(value: Tensor, rows: Tensor) -> Tensor:
+    """Entries of a number per token: (B or 1, T), or multimodal positions (parts, B or 1, T)."""
+    parts = value.shape[:-2]
+    index = rows.to(value.device).clamp_min(0).expand(*parts, -1, -1)
+    return value.expand(*parts, len(rows), -1).gather(-1, index)
+
+
+# What layers are handed that has an entry for every token, besides masks.
+PER_TOKEN = {
+    "position_embeddings": _gather_embeddings,
+    "position_ids": _gather_numbers,
+    "moe_mm_token_type_ids": _gather_numbers,  # ERNIE 4.5 VL: whose experts
+}

@@ -311,7 +311,11 @@ class Pruning:
     def _end(self, base: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """Bring what the base model returns back to the length of its input."""
         plan: Plan | None = kwargs.get(PLAN)
-        if plan is None or plan.owner is not self or not (plan.cuts or plan.whole):
+        if plan is None or plan.owner is not self:
+            return None
+        if not plan.cuts and any(not budget.identity for stage in plan.stages for budget in stage.budgets):
+            raise ValueError(f"{type(self.model).__name__} hands nothing on to its decoder layers: it cannot be pruned")
+        if not (plan.cuts or plan.whole):
             return None
         last = len(self._anatomy.layers)
 

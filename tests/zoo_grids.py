@@ -96,6 +96,29 @@ def glm(name: str, text: str, vision: str, **more: Any):
     return model
 
 
+def ernie4_5_vl_moe():
+    """Text and pictures have experts of their own."""
+    text = make(
+        "ernie4_5_vl_moe",
+        "Ernie4_5_VLMoeText",
+        **TEXT,
+        rope_parameters=ROPE,
+        moe_intermediate_size=[32, 16],
+        moe_num_experts=4,
+        moe_k=2,
+        moe_num_shared_experts=1,
+        mlp_layer_types=["dense"] + ["sparse"] * 4,
+    )
+    vision = make("ernie4_5_vl_moe", "Ernie4_5_VLMoeVision", **TOWER, depth=2)
+    config = transformers.Ernie4_5_VLMoeConfig(vision_config=vision, text_config=text, **PLACEHOLDERS, **MARKS)
+    return transformers.Ernie4_5_VLMoeForConditionalGeneration(config)
+
+
+def whose_experts(ids: Tensor) -> dict[str, Tensor]:
+    types = token_types(ids)
+    return types | {"moe_mm_token_type_ids": types["mm_token_type_ids"]}
+
+
 def paddleocr_vl():
     config = transformers.PaddleOCRVLConfig(
         vision_config=make("paddleocr_vl", "PaddleOCRVision", **SMALL, patch_size=4, image_size=32),
@@ -226,10 +249,13 @@ def hyperclovax_vision_v2():
 
 
 seconds = untyped(qwen_video, video_second_per_grid=torch.tensor([1.0]))
+GLM_MOE = {"moe_intermediate_size": 32, "num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1}
 GRIDDED = [
     other("glm4v", glm("Glm4v", "Glm4v", "Glm4v"), qwen_picture),
     other("glm46v", glm("Glm46V", "Glm4v", "Glm4v"), qwen_picture),
     other("glm_ocr", glm("GlmOcr", "GlmOcr", "GlmOcr", head_dim=12), qwen_picture),
+    other("glm4v_moe", glm("Glm4vMoe", "Glm4vMoe", "Glm4vMoe", head_dim=12, **GLM_MOE), qwen_picture),
+    other("ernie4_5_vl_moe", ernie4_5_vl_moe, patches(48, tokens=whose_experts), turns=False),
     other("paddleocr_vl", paddleocr_vl, patches(3, 4, 4)),
     other("cosmos3_edge", cosmos3_edge, patches(48)),
     other("cosmos3_omni", cosmos3_omni, qwen_picture, qwen3_video, layer=3),

@@ -8,6 +8,8 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 import mob
+import zoo
+from zoo import FAMILIES
 
 VISION_LANGUAGE = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -140,6 +142,20 @@ def test_layers_that_are_handed_something_unknown_are_refused(monkeypatch):
 
     monkeypatch.setattr(layer, "forward", forward)
     assert "hands token_weights to its decoder layers" in refusal(model)
+
+
+def test_a_base_that_hands_nothing_on_is_noticed_when_it_runs(monkeypatch):
+    family = FAMILIES["llava"]
+    model = family.model()
+    forward = type(model.get_decoder()).forward
+
+    def forgetful(self, *args, **kwargs):
+        kwargs.pop("mob_plan", None)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.get_decoder()), "forward", forgetful)
+    with mob.prune(model, K=4), pytest.raises(ValueError, match="hands nothing on to its decoder layers"):
+        model(**zoo.one(family.samples()[0]))
 
 
 @pytest.mark.slow
