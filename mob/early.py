@@ -24,9 +24,11 @@ from mob.coupling import hausdorff
 from mob.layout import ENCODERS, IMAGE, NOTE, VIDEO, Kept, declared
 from mob.methods import Rule, SpanView
 from mob.spans import Spans, find_kinds, find_real, find_spans
-from mob.tensors import places_of, take
+from mob.stages import by_budget, view_of
+from mob.tensors import places_of
 
 _STACKED = "mob_stacked"
+_PIXELS = ("pixel_values", "image_patches")
 MODALITIES = {IMAGE: "image", VIDEO: "video"}
 ENCODED = "mm_encoder_outputs"
 PER_TOKEN = ("attention_mask", "mm_token_type_ids", "token_type_ids")
@@ -122,7 +124,7 @@ def _encode(base: nn.Module, kwargs: dict[str, Any]) -> tuple[dict[str, Any], se
         known = inspect.signature(encoder).parameters
         mine = {name: kwargs[name] for name in known if name != "kwargs" and kwargs.get(name) is not None}
         used |= set(mine)
-        if any(name.startswith("pixel_values") for name in mine):
+        if any(name.startswith(_PIXELS) for name in mine):
             outputs[MODALITIES[kind]] = encoder(**mine, return_dict=True)
     return outputs, used
 
@@ -180,16 +182,12 @@ def _stage(
     device = embeds.device
     places = places_of(alive, max((sum(row) for row in counts), default=0))
     out = torch.zeros_like(alive)
-    for budget, members in _groups(stage, settings, counts).items():
+    for budget, members in by_budget(_parts(stage, settings, counts)).items():
         rows, starts = torch.tensor(members, device=device).T[..., None]
         at = places[rows, starts + torch.arange(budget.N, device=device)]
         if not budget.identity or stage.K is None:
-            samples = rows[:, 0]
-            lengths = [spans.prompt_counts[sample] for sample, _ in members]
-            questions = places_of(spans.prompt[samples], max(lengths))
-            mask = None if min(lengths) == max(lengths) else spans.prompt[samples].gather(1, questions)
-            prompt = take(embeds[samples], questions)
-            view = SpanView(take(embeds[samples], at), prompt, mask, settings.distance_metric)
+            samples = [sample for sample, _ in members]
+            view = view_of(embeds, at, spans.prompt, spans.prompt_counts, samples, settings.distance_metric)
             out[rows, at] = kept_mask(stage.rule, view, budget)
         else:
             out[rows, at] = True
@@ -205,22 +203,12 @@ def kept_mask(rule: Rule, view: SpanView, budget: Budget) -> Tensor:
     return mask.scatter(1, indices, True)
 
 
-def _groups(stage: EarlyStage, settings: MoBConfig, counts: list[list[int]]) -> dict[Budget, list[tuple[int, int]]]:
-    """Pictures by budget, as (sample, first of its tokens)."""
-    groups: dict[Budget, list[tuple[int, int]]] = {}
-    for sample, row in enumerate(counts):
-        if stage.K is None:
-            parts = [Budget(N=n, K=n, K_p=0, k=1) for n in row]
-        else:
-            own = dataclasses.replace(settings, K=stage.K)
-            parts = own.parts(own.budget(sum(row)), row)
-            parts = parts if len(parts) == len(row) else [own.budget(sum(row))]
-        start = 0
-        for budget in parts:
-            if budget.K:
-                groups.setdefault(budget, []).append((sample, start))
-            start += budget.N
-    return groups
+def _parts(stage: EarlyStage, settings: MoBConfig, counts: list[list[int]]) -> list[list[Budget]]:
+    """The budgets of every sample's pictures, of which ``counts`` tokens are there."""
+    if stage.K is None:  # the rule decides, of each picture on its own
+        return [[Budget(N=n, K=n, K_p=0, k=1) for n in row] for row in counts]
+    own = dataclasses.replace(settings, K=stage.K)
+    return [own.parts(own.budget(sum(row)), row) for row in counts]
 
 
 def _counts(before: Tensor, after: Tensor, sizes: list[list[int]]) -> list[list[int]]:
@@ -322,6 +310,11 @@ def _positions(
         return None
     whole = (real.cumsum(1) - 1).clamp_min(0)
     return whole.gather(1, order)
+
+
+def brings_pictures(kwargs: dict[str, Any]) -> bool:
+    """Whether a call hands over pictures, encoded or not."""
+    return any(value is not None and (name == ENCODED or name.startswith(_PIXELS)) for name, value in kwargs.items())
 
 
 def is_short(kwargs: dict[str, Any]) -> bool:

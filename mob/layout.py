@@ -6,14 +6,13 @@ pictures are (sizes, grids, encoded features), and guessed from runs of placehol
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mob import grids
 
@@ -151,7 +150,7 @@ def declared(config: Any, kwargs: dict[str, Any]) -> dict[int, list[Picture]]:
         out[IMAGE] = [tiles(config, *size) if cut else one_view(config) for size, cut in zip(pairs, tiled, strict=True)]
     encoded = kwargs.get("mm_encoder_outputs") or {}
     for kind, name in ((IMAGE, "image"), (VIDEO, "video")):
-        pictures = [getattr(one, NOTE, None) for one in _features(encoded.get(name))]
+        pictures = [getattr(one, NOTE, None) for one in picture_features(encoded.get(name))]
         if pictures and None not in pictures:
             out[kind] = pictures
     return out
@@ -224,42 +223,12 @@ def _most_tiles(config: Any) -> int | None:
     return int(aspect.removeprefix("anyres_max_")) if aspect.startswith("anyres_max_") else None
 
 
-def _features(output: Any) -> Sequence[Tensor]:
+def picture_features(output: Any) -> Sequence[Tensor]:
     """The features of each picture, where an encoder gives them one by one."""
     features = getattr(output, "pooler_output", None)
     if features is None and getattr(output, "deepstack_features", None):
         features = output.deepstack_features[0][1]  # Granite 4 Vision: pairs of a layer and its features
     return features if isinstance(features, (list, tuple)) else ()
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# generate encodes pictures before the first pass and forgets their sizes: they are noted on the features
-
-
-class Noting:
-    """Stands before an encoder method of a model while pruning is on; notes on each picture's features their layout."""
-
-    def __init__(self, base: nn.Module, name: str) -> None:
-        self.base, self.name = base, name
-
-    @property
-    def __signature__(self) -> inspect.Signature:  # generate asks for it
-        return inspect.signature(self._method)
-
-    @property
-    def _method(self) -> Any:
-        return getattr(type(self.base), self.name).__get__(self.base)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        output = self._method(*args, **kwargs)
-        given = inspect.signature(self._method).bind(*args, **kwargs)
-        given.apply_defaults()
-        pictures = declared(self.base.config, dict(given.arguments)).get(ENCODERS[self.name])
-        features = _features(output)
-        if pictures and len(features) == len(pictures):
-            for one, picture in zip(features, pictures, strict=True):
-                setattr(one, NOTE, picture)
-        return output
 
 
 # ---------------------------------------------------------------------------------------------------------------

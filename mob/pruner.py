@@ -17,39 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from mob.anatomy import STATE, Anatomy, dissect
-from mob.budget import Budget
 from mob.config import MoBConfig
 from mob.covering import Selection
-from mob.early import ENCODED, EarlyStage, Generate, Shorter, is_short, joined, shorten
-from mob.layout import ENCODERS, Noting, declared
-from mob.methods import Rule, SpanView, parse
+from mob.early import ENCODED, EarlyStage, Generate, Shorter, brings_pictures, is_short, joined, shorten
+from mob.layout import ENCODERS, declared
+from mob.methods import parse
+from mob.noting import Noting
 from mob.plan import Plan
 from mob.record import RetainedPatches
-from mob.recorder import Recorder
+from mob.recorder import Clock, Recorder
 from mob.spans import Spans, find_kinds, find_real, find_spans
+from mob.stages import Stage, by_budget, view_of
 from mob.tensors import places_of, take
 
 DEFAULT_LAYER = 2
 PLAN, ANSWER = "mob_plan", "mob_answer"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """At the entry of decoder layer ``layer`` this rule keeps ``budgets[i]`` of what sample i has left.
-
-    ``budgets[i].N`` is the number of visual tokens that arrive there: K of the stage before. ``parts[i]`` are the
-    budgets of its pictures, in order, each decided on its own; by default all of them together.
-    """
-
-    layer: int
-    rule: Rule
-    budgets: list[Budget]
-    metric: str = "cosine"
-    parts: list[list[Budget]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if not self.parts:
-            object.__setattr__(self, "parts", [[budget] for budget in self.budgets])
 
 
 @dataclass(eq=False)
@@ -187,6 +169,8 @@ class Pruning:
     def _shorten(self, args: tuple, kwargs: dict, answer: Tensor | None) -> tuple:
         """The same for a plain forward pass: its arguments, and what brings its output back to full length."""
         given = {**kwargs, "input_ids": args[0]} if args else kwargs
+        if not brings_pictures(given):  # as in every step of decoding
+            return args, kwargs, answer, None
         shorter = self.shorten(given, answer)
         if shorter is None:
             return args, kwargs, answer, None
@@ -272,13 +256,14 @@ class Pruning:
         )
         places = places_of(visual, max(budget.N for budget in stage.budgets))
         keep, centres = real & ~visual, torch.zeros_like(visual)
-        groups = _groups(stage.parts)
+        counts = plan.spans.prompt_counts
         with self._recorder.timed(hidden.device, self.record) as clock:
-            for budget, members in groups.items():
+            for budget, members in by_budget(stage.parts).items():
                 rows, starts = torch.tensor(members, device=hidden.device).T[..., None]
                 at = places[rows, starts + torch.arange(budget.N, device=hidden.device)]
                 if not budget.identity:
-                    view = self._view(plan, stage, hidden, prompts, at, [sample for sample, _ in members])
+                    samples = [sample for sample, _ in members]
+                    view = view_of(hidden, at, prompts, counts, samples, stage.metric)
                     selection = stage.rule.select(view, budget)
                     at = at.gather(1, selection.indices)
                     centres[rows, at] = selection.prompt_center
@@ -287,17 +272,16 @@ class Pruning:
             self._note(plan, stage, hidden, prompts, places, (keep, centres), clock)
         return keep
 
-    def _view(
-        self, plan: Plan, stage: Stage, hidden: Tensor, prompts: Tensor, places: Tensor, samples: list[int]
-    ) -> SpanView:
-        """What a rule may see of some samples: visual tokens at ``places`` (n, N), and the prompt of each."""
-        rows = torch.tensor(samples, device=hidden.device)
-        lengths = [plan.spans.prompt_counts[i] for i in samples]
-        questions = places_of(prompts[rows], max(lengths))
-        mask = None if min(lengths) == max(lengths) else prompts[rows].gather(1, questions)
-        return SpanView(take(hidden[rows], places), take(hidden[rows], questions), mask, stage.metric)
-
-    def _note(self, plan, stage, hidden, prompts, places, chosen: tuple[Tensor, Tensor], clock) -> None:
+    def _note(
+        self,
+        plan: Plan,
+        stage: Stage,
+        hidden: Tensor,
+        prompts: Tensor,
+        places: Tensor,
+        chosen: tuple[Tensor, Tensor],
+        clock: Clock,
+    ) -> None:
         """Record what a stage kept of each sample, its pictures taken together."""
         for budget in dict.fromkeys(b for b in stage.budgets if not b.identity):
             members = [i for i, b in enumerate(stage.budgets) if b == budget]
@@ -305,7 +289,7 @@ class Pruning:
             keep, centres = (mask[members].gather(1, at) for mask in chosen)
             indices = places_of(keep, budget.K)
             selection = Selection(indices, centres.gather(1, indices))
-            view = self._view(plan, stage, hidden, prompts, at, members)
+            view = view_of(hidden, at, prompts, plan.spans.prompt_counts, members, stage.metric)
             self._recorder.note(members, view, selection, clock)
 
     def _end(self, base: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
@@ -360,18 +344,6 @@ class _Enter:
     def __call__(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         plan: Plan | None = kwargs.pop(PLAN, None)
         return None if plan is None else plan.owner._enter(plan, self.index, args, kwargs)
-
-
-def _groups(parts: list[list[Budget]]) -> dict[Budget, list[tuple[int, int]]]:
-    """Pictures by budget, as (sample, first of its visual tokens); what keeps nothing is left out."""
-    groups: dict[Budget, list[tuple[int, int]]] = {}
-    for sample, row in enumerate(parts):
-        start = 0
-        for budget in row:
-            if budget.K:
-                groups.setdefault(budget, []).append((sample, start))
-            start += budget.N
-    return groups
 
 
 def prune(

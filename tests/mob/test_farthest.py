@@ -1,4 +1,4 @@
-"""The three ways of farthest-point sampling choose the same tokens, and the lazy one looks at few of them."""
+"""The three ways of farthest-point sampling choose the same tokens, and the lazy one makes fewer products."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_batch_with_unequal_starts():
 
 
 def test_few_products_are_needed(monkeypatch):
-    """Of N K products of long rows, the lazy way computes a small share."""
+    """Of N K products of long rows, the lazy way leaves out a part, even in few dimensions and from one centre on."""
     N, K = 4000, 120
     computed = []
     monkeypatch.setattr(farthest, "cosines", lambda a, b: computed.append(a.shape[-2] * b.shape[-2]) or cosines(a, b))

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 import zoo
-from mob.layout import IMAGE, VIDEO, Cell, Noting, Picture, View, arrange, declared, grid_side, guess, tiles, unknown
+from mob.layout import IMAGE, VIDEO, Cell, Picture, View, arrange, declared, grid_side, guess, tiles, unknown
+from mob.noting import Noting
 from tiny import llava_config
 
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]

@@ -10,7 +10,7 @@ import torch
 
 import mob
 from mob.budget import Budget
-from mob.methods import METHODS, create
+from mob.methods import METHODS, create, parse
 from mob.methods.base import is_early
 from mob.pruner import Stage
 from mob.record import RetainedPatches
@@ -230,6 +230,17 @@ def test_decoding_adds_no_records(model):
     with mob.prune(model, K=6) as pruning:
         model.generate(**inputs(), max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert kept(pruning) == [6, 6, 0]
+
+
+def test_decoding_reads_no_settings(model, monkeypatch):
+    """What a step costs must not grow by what only the first pass needs."""
+    read = []
+    monkeypatch.setattr("mob.pruner.parse", lambda *given: read.append(given) or parse(*given))
+    with mob.prune(model, K=6):
+        model.generate(**inputs(), max_new_tokens=1, do_sample=False, pad_token_id=0)
+        first = len(read)
+        model.generate(**inputs(), max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert first > 0 and len(read) <= 2 * first
 
 
 class Twice(mob.Pruning):

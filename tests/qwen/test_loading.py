@@ -75,8 +75,8 @@ def test_the_snippet_of_the_release(folders, capsys, picture, more):
     from Qwen2VL_MoB.modeling_qwen2_vl_self import MoB
 
     model_id = str(folders["qwen2_vl", "hub"])
-    tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=True)
-    config = AutoConfig.from_pretrained(model_id, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(model_id)
+    config = AutoConfig.from_pretrained(model_id)
     config.MoB_config = {**README, "K": 4, **more}
     model = MoB.from_pretrained(model_id, config=config, trust_remote_code=True, torch_dtype="auto").eval()
     model.pruning.record = True

@@ -1,0 +1,63 @@
+"""A stage within the decoder, and what any stage shows its rule: pictures grouped by budget, and their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mob.budget import Budget
+from mob.methods import Rule, SpanView
+from mob.tensors import places_of, take
+
+
+@dataclass(frozen=True)
+class Stage:
+    """At the entry of decoder layer ``layer`` this rule keeps ``budgets[i]`` of what sample i has left.
+
+    ``budgets[i].N`` is the number of visual tokens that arrive there: K of the stage before. ``parts[i]`` are the
+    budgets of its pictures, in order, each decided on its own; by default all of them together.
+    """
+
+    layer: int
+    rule: Rule
+    budgets: list[Budget]
+    metric: str = "cosine"
+    parts: list[list[Budget]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            object.__setattr__(self, "parts", [[budget] for budget in self.budgets])
+
+
+def by_budget(parts: Sequence[Sequence[Budget]]) -> dict[Budget, list[tuple[int, int]]]:
+    """Pictures with equal budgets, as (sample, first of its visual tokens); what keeps nothing is left out.
+
+    ``parts[i]`` are the budgets of sample i's pictures, in the order of their tokens.
+    """
+    groups: dict[Budget, list[tuple[int, int]]] = {}
+    for sample, row in enumerate(parts):
+        start = 0
+        for budget in row:
+            if budget.K:
+                groups.setdefault(budget, []).append((sample, start))
+            start += budget.N
+    return groups
+
+
+def view_of(
+    hidden: Tensor, places: Tensor, prompt: Tensor, prompt_counts: Sequence[int], samples: Sequence[int], metric: str
+) -> SpanView:
+    """The visual tokens at ``places`` and the prompts of some samples.
+
+    Args:
+        hidden: (B, T, d); prompt: bool (B, T) with ``prompt_counts[i]`` True entries in row i.
+        places: (n, N) places in the rows of ``samples``, n row numbers that may repeat.
+    """
+    rows = torch.tensor(samples, device=hidden.device)
+    lengths = [prompt_counts[sample] for sample in samples]
+    questions = places_of(prompt[rows], max(lengths))
+    mask = None if min(lengths) == max(lengths) else prompt[rows].gather(1, questions)
+    return SpanView(take(hidden[rows], places), take(hidden[rows], questions), mask, metric)
