@@ -22,10 +22,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import TextStreamer
-from transformers.utils import logging as transformers_logging
 
 from llava.eval import run_llava
-from llava.eval.run_llava import Answer, bounded, compare, describe, image_parser, positive, say
+from llava.eval.run_llava import Answer, add_asking_flags, compare, describe, exit_code, image_parser, positive, say
 from llava.mm_utils import seen_box
 from llava.model.formats import local_folder, read_config
 from llava_next.mm_utils import FRAMES, get_model_name_from_path, load_images, load_video, process_video
@@ -33,7 +32,7 @@ from llava_next.model.builder import LLAVA, family, load_pretrained_model
 from llava_next.processing import frame_processor, prepare
 from llava_next.prompts import build_prompt
 from llava_next.tokens import ONEVISION
-from mob.flags import add_mob_flags, resolve
+from mob.flags import resolve
 from mob.picture import Box, overlay
 
 EXAMPLE = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
@@ -195,36 +194,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--image-file", help="path or URL; several with --sep between")
     parser.add_argument("--video-file", help="path")
     parser.add_argument("--frames", type=positive, default=FRAMES, help=f"frames read of the video ({FRAMES})")
-    parser.add_argument("--query", required=True)
-    parser.add_argument("--conv-mode", help="conversation template (default: the checkpoint's own)")
-    parser.add_argument("--sep", default=",")
-    parser.add_argument("--temperature", type=bounded(0, None), default=0.2, help="0: greedy")
-    parser.add_argument("--top_p", "--top-p", type=bounded(0, 1))
-    parser.add_argument("--num_beams", "--num-beams", type=positive, default=1)
-    parser.add_argument(
-        "--max_new_tokens", "--max-new-tokens", type=positive, help=f"default: the checkpoint's, or {_LENGTH}"
-    )
-    parser.add_argument("--device", default="cuda", help="cuda, mps or cpu (default: the best there is)")
-    parser.add_argument("--load-8bit", action="store_true")
-    parser.add_argument("--load-4bit", action="store_true")
-    parser.add_argument("--use-flash-attn", action="store_true")
-    add_mob_flags(parser)
-    parser.add_argument("--mob-compare", action="store_true", help="answer with and without pruning, and time both")
-    parser.add_argument("--overlay", help="write a picture of the kept patches here")
-    parser.add_argument("--save-record", help="write what was kept as JSON here")
+    add_asking_flags(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        eval_model(args)
-    except ValueError as error:
-        say(f"error: {error}")
-        return 2
-    return 0
+    return exit_code(eval_model, parse(argv))
 
 
 if __name__ == "__main__":

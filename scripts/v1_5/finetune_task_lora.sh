@@ -1,47 +1,8 @@
 #!/usr/bin/env bash
 # LLaVA-1.5 with LoRA on data of your own, starting from the finished model.
 # DATA and IMAGES name the data file and the folder of its pictures.
-# Flags given to this script come last and win: scripts/v1_5/finetune_task_lora.sh --per_device_train_batch_size 4
-# LAUNCH starts the processes: "deepspeed --module" (default), "torchrun --nproc_per_node 8 --module",
-# "accelerate launch --module".
+# LAUNCH and what the flags mean: train_common.sh. Flags given to this script come last and win.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+source "$(dirname "$0")/train_common.sh"
 
-${LAUNCH:-deepspeed --module} llava.train.train_mem \
-    --deepspeed ./scripts/zero3.json \
-    --model_name_or_path "${MODEL:-liuhaotian/llava-v1.5-13b}" \
-    --version v1 \
-    --data_path "${DATA:-./playground/data/task.json}" \
-    --image_folder "${IMAGES:-./playground/data}" \
-    --vision_tower openai/clip-vit-large-patch14-336 \
-    --mm_projector_type mlp2x_gelu \
-    --mm_vision_select_layer -2 \
-    --mm_use_im_start_end False \
-    --mm_use_im_patch_token False \
-    --image_aspect_ratio pad \
-    --group_by_modality_length True \
-    --per_device_train_batch_size 16 \
-    --save_steps 50000 \
-    --bf16 True \
-    --num_train_epochs 1 \
-    --per_device_eval_batch_size 4 \
-    --gradient_accumulation_steps 1 \
-    --eval_strategy no \
-    --save_strategy steps \
-    --save_total_limit 1 \
-    --weight_decay 0. \
-    --warmup_steps 0.03 \
-    --lr_scheduler_type cosine \
-    --logging_steps 1 \
-    --tf32 True \
-    --model_max_length 2048 \
-    --gradient_checkpointing True \
-    --dataloader_num_workers 4 \
-    --lora_enable True \
-    --lora_r 128 \
-    --lora_alpha 256 \
-    --mm_projector_lr 2e-5 \
-    --learning_rate 2e-4 \
-    --save_format original \
-    --output_dir ./checkpoints/llava-v1.5-13b-task-lora \
-    "$@"
+train "${second_stage[@]}" "${on_own_data[@]}" "${lora[@]}" --output_dir ./checkpoints/llava-v1.5-13b-task-lora "$@"

@@ -218,6 +218,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model-path", help="folder or hub name (default: the checkpoint that ships with the package)")
     parser.add_argument("--model-base")
     parser.add_argument("--image-file", required=True, help="path or URL; several with --sep between")
+    add_asking_flags(parser)
+    return parser.parse_args(argv)
+
+
+def add_asking_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a command that asks one question, whatever it is about."""
     parser.add_argument("--query", required=True)
     parser.add_argument("--conv-mode", help="conversation template (default: the checkpoint's own)")
     parser.add_argument("--sep", default=",")
@@ -235,15 +241,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mob-compare", action="store_true", help="answer with and without pruning, and time both")
     parser.add_argument("--overlay", help="write a picture of the kept patches here")
     parser.add_argument("--save-record", help="write what was kept as JSON here")
-    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
+    return exit_code(eval_model, parse(argv))
+
+
+def exit_code(ask: Callable[[Any], Any], args: argparse.Namespace) -> int:
+    """Run a command quietly: 0, or 2 and one line for whatever was wrong with its arguments."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        eval_model(args)
+        ask(args)
     except ValueError as error:
         say(f"error: {error}")
         return 2
