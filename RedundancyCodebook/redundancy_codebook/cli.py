@@ -7,6 +7,7 @@ Results go to standard output, everything else to standard error. Exit code 2 an
 from __future__ import annotations
 
 import argparse
+import sys
 
 from redundancy_codebook.commands import COMMANDS, say
 from redundancy_codebook.divergence import DIVERGENCES
@@ -65,7 +66,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     translate.add_argument("--trust-path", action="store_true", help="use the path that the config names")
 
     _add_plots(commands.add_parser("plot", help="figures"))
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.words = sys.argv[1:] if argv is None else argv  # what was typed, for the log
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ from redundancy_codebook.runs import open_run
 from redundancy_codebook.sampling import parse_ranks
 from redundancy_codebook.translate import translate
 
-CODEBOOK, CALIBRATION = "codebook.safetensors", "calibration.json"
+CODEBOOK, CALIBRATION, LOG = "codebook.safetensors", "calibration.json", "build.log"
 _RECIPE = tuple(field.name for field in dataclasses.fields(building.Recipe) if field.name != "neighbours")
 
 
@@ -39,8 +43,31 @@ def cluster(args: Any) -> None:
 
 def build(args: Any) -> None:
     recipe(args)  # before the long part
+    note = _logging_to(Path(args.out) / LOG)
+    note(f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC: redundancy_codebook {shlex.join(args.words)}")
+    note(", ".join(f"{name} {number}" for name, number in measuring.versions().items()))
+    began, used = time.monotonic(), time.process_time()
     run = _measure(args, Path(args.out) / "run")
-    _cluster(run, args, Path(args.out) / CODEBOOK)
+    note(
+        f"measured: {run.tested} tokens of {len(run.lines)} pictures; this call took {time.monotonic() - began:.0f} s, "
+        f"{time.process_time() - used:.0f} s of CPU time"
+    )
+    _cluster(run, args, Path(args.out) / CODEBOOK, note)
+
+
+def _logging_to(file: Path) -> Callable[[str], None]:
+    """``say`` that also appends to a file: a build that was stopped leaves the notes of all its calls."""
+
+    def note(text: str) -> None:
+        say(text)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("a") as log:
+                log.write(text + "\n")
+        except OSError as error:
+            raise ValueError(f"cannot write {file} ({error.strerror}): choose another --out") from error
+
+    return note
 
 
 def _measure(args: Any, folder: Path) -> Any:
@@ -49,10 +76,10 @@ def _measure(args: Any, folder: Path) -> Any:
     return measuring.run(subject(args), found, folder, settings, bar=not args.no_bar)
 
 
-def _cluster(run: Any, args: Any, target: Path) -> None:
-    book, _ = building.build(run, recipe(args), say)
+def _cluster(run: Any, args: Any, target: Path, note: Callable[[str], None] = say) -> None:
+    book, _ = building.build(run, recipe(args), note)
     book.save(target)
-    say(f"codebook: {target}")
+    note(f"codebook: {target}")
 
 
 def inspect(args: Any) -> None:

@@ -4,6 +4,10 @@ Asks ``--n`` held-out questions of each kind with every method and budget, and p
 intervals (Wilson for a task, bootstrap over scenes for the macro average and for paired differences from MoB).
 An answer is right when greedy decoding would give exactly the expected words. ``drop-all`` removes every visual token
 at the layer: what is still right then needs no picture any more.
+
+Rules before the decoder (``codebook``, which needs ``--codebook``, ``divprune``, ``early-random``) keep K tokens for
+every layer, the others for those from ``--layer`` on. ``codebook+mob`` and ``random+mob`` leave MoB twice K to choose
+from.
 """
 
 from __future__ import annotations
@@ -30,9 +34,12 @@ from llava.scenes.packing import IGNORE, pixels
 from llava.scenes.questions import ASK, TASKS, Question
 from mob import MoBConfig, Pruning
 from mob.budget import Budget
-from mob.methods import METHODS
+from mob.codebook_file import check_model, read_codebook
+from mob.methods import METHODS, create
+from mob.methods.base import is_early
 
 VANILLA, DROP_ALL = "vanilla", "drop-all"
+EARLY_RANDOM, JOINED = "early-random", ("codebook+mob", "random+mob")
 RESAMPLES = 2000
 _GIVE_UP = 50  # scenes to look at for each question wanted; every task finds one in a few
 
@@ -92,13 +99,36 @@ def batches(asked: list[Asked], size: int) -> Iterator[tuple[list[int], dict[str
         yield list(range(start, start + len(part))), inputs
 
 
-def settings_for(method: str, K: int, layer: int, seed: int) -> MoBConfig | None:
-    """None for the unpruned model. ``random`` draws anew for every batch."""
+@dataclass(frozen=True)
+class Setup:
+    """Of the rules. ``positions``: "keep" or "reindex", after rules before the decoder."""
+
+    layer: int = 2
+    codebook: str | None = None
+    positions: str = "keep"
+
+
+DEFAULT_SETUP = Setup()
+
+
+def settings_for(method: str, K: int, seed: int, setup: Setup) -> MoBConfig | None:
+    """None for the unpruned model. Random rules draw anew for every batch."""
     if method == VANILLA:
         return None
     if method == DROP_ALL:
-        return DropAll(K=1, l_idx=layer, method="random")
-    return MoBConfig(K=K, l_idx=layer, method=method, options={"seed": seed} if method == "random" else {})
+        return DropAll(K=1, l_idx=setup.layer, method="random")
+    early, _, late = method.partition("+")
+    name = "random" if early == EARLY_RANDOM else early
+    options = {"seed": seed} if name == "random" else {}
+    if name == "codebook":
+        options = {"path": setup.codebook, "policy": "count"}
+    if name == "random" and (late or early == EARLY_RANDOM):
+        options["early"] = True
+    before = is_early(create(name, options))
+    if late:
+        options = {name: options | {"K": min(2 * K, NUM_PATCHES)}}
+    rules, positions = "+".join([name, late] if late else [name]), setup.positions if before else None
+    return MoBConfig(K=K, l_idx=setup.layer, method=rules, options=options, positions=positions)
 
 
 @torch.inference_mode()
@@ -165,7 +195,9 @@ def wilson(right_: int, asked: int) -> tuple[float, float]:
     return scale * (centre - spread), scale * (centre + spread)
 
 
-def run(model, methods: list[str], budgets: list[int], n: int, *, layer: int = 2, batch: int = 50) -> Scores:
+def run(
+    model, methods: list[str], budgets: list[int], n: int, *, setup: Setup = DEFAULT_SETUP, batch: int = 50
+) -> Scores:
     """Ask everything; vanilla and drop-all once, every other method at each budget."""
     rows = [(m, K) for m in methods if m not in (VANILLA, DROP_ALL) for K in budgets]
     rows = [(VANILLA, NUM_PATCHES)] * (VANILLA in methods) + rows + [(DROP_ALL, 0)] * (DROP_ALL in methods)
@@ -174,7 +206,7 @@ def run(model, methods: list[str], budgets: list[int], n: int, *, layer: int = 2
     with tqdm(total=len(rows) * len(asked), unit="question", file=sys.stderr, disable=None) as bar:
         for number, (places, inputs) in enumerate(batches(asked, batch)):
             for method, K in rows:
-                correct[method, K] += right(model, inputs, settings_for(method, K, layer, number))
+                correct[method, K] += right(model, inputs, settings_for(method, K, number, setup))
                 bar.update(len(places))
     for row, values in correct.items():
         scores.add(row, values)
@@ -196,12 +228,12 @@ def table(scores: Scores) -> Table:
     return out
 
 
-def differences(scores: Scores) -> list[dict]:
-    """MoB minus every other rule at the same budget."""
+def differences(scores: Scores, of: str = "mob") -> list[dict]:
+    """One rule minus every other at the same budget."""
     out = []
     for method, K in scores.tables:
-        if method != "mob" and ("mob", K) in scores.tables:
-            points, low, high = scores.difference(("mob", K), (method, K))
+        if method != of and (of, K) in scores.tables:
+            points, low, high = scores.difference((of, K), (method, K))
             out.append({"K": K, "than": method, "points": points, "low": low, "high": high})
     return out
 
@@ -213,28 +245,43 @@ def to_json(scores: Scores, args: argparse.Namespace) -> dict:
         tasks = {task: dict(zip(("right", "asked"), scores.task(row, task), strict=True)) for task in TASKS}
         rows.append({"method": row[0], "K": row[1], "macro": value, "low": low, "high": high, "tasks": tasks})
     setup = {"n": args.n, "layer": args.layer, "model": Path(args.model_path).name, "resamples": RESAMPLES}
-    return {"rows": rows, "mob_minus": differences(scores), "setup": setup, **provenance(args.model_path)}
+    more = {}
+    if args.codebook:
+        known = read_codebook(args.codebook).metadata
+        setup |= {"positions": args.positions, "prototypes_sha256": known["prototypes_sha256"]}
+        more = {f"{of}_minus": differences(scores, of) for of in ("codebook", "codebook+mob")}
+    return {"rows": rows, "mob_minus": differences(scores), **more, "setup": setup, **provenance(args.model_path)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    choices = [VANILLA, DROP_ALL, *sorted(METHODS)]
+    choices = [VANILLA, DROP_ALL, *sorted(METHODS), EARLY_RANDOM, *JOINED]
     default = [VANILLA, "mob", "visual", "prompt", "random", DROP_ALL]
     parser.add_argument("--methods", nargs="+", choices=choices, default=default, metavar="METHOD")
     parser.add_argument("--K", nargs="+", type=int, default=[65, 44, 22], help="visual tokens to keep of 196")
     parser.add_argument("--n", type=int, default=500, help="questions of each of the nine kinds")
     parser.add_argument("--layer", type=int, default=2)
+    parser.add_argument("--codebook", help="codebook.safetensors, for the methods with codebook in their name")
+    parser.add_argument("--positions", choices=("keep", "reindex"), default="keep", help="after early rules (keep)")
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--model-path", type=Path, default=PATH)
     parser.add_argument("--json", type=Path, help="write the results here, with versions and hardware")
     args = parser.parse_args()
     if args.n < 1 or args.batch < 1 or not all(0 < K <= NUM_PATCHES for K in args.K):
         parser.error(f"--n and --batch must be at least 1, --K between 1 and {NUM_PATCHES}")
+    if not args.codebook and any("codebook" in method for method in args.methods):
+        parser.error("--methods codebook needs --codebook, a codebook.safetensors of this model")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = LlavaForConditionalGeneration.from_pretrained(args.model_path, dtype=torch.float32).to(device).eval()
-    scores = run(model, args.methods, args.K, args.n, layer=args.layer, batch=args.batch)
+    try:
+        if args.codebook:
+            check_model(read_codebook(args.codebook), model, f"the codebook {args.codebook}")
+    except ValueError as error:
+        parser.error(str(error))
+    setup = Setup(args.layer, args.codebook, args.positions)
+    scores = run(model, args.methods, args.K, args.n, setup=setup, batch=args.batch)
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table(scores))
     for entry in differences(scores):
