@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import sentencepiece
@@ -34,8 +35,8 @@ CORPUS = (
 ) * 40
 
 
-def sentencepiece_model(folder: Path) -> None:
-    """tokenizer.model and tokenizer_config.json as the original checkpoints have them (Llama-2 settings)."""
+def sentencepiece_file(folder: Path, **pieces) -> None:
+    """tokenizer.model with the given special pieces, beside those of Llama-2."""
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS.splitlines()),
@@ -51,8 +52,14 @@ def sentencepiece_model(folder: Path) -> None:
         bos_id=1,
         eos_id=2,
         minloglevel=2,
+        **pieces,
     )
     (folder / "tokenizer.model").write_bytes(out.getvalue())
+
+
+def sentencepiece_model(folder: Path) -> None:
+    """tokenizer.model and tokenizer_config.json as the original checkpoints have them (Llama-2 settings)."""
+    sentencepiece_file(folder)
     settings = {
         "add_bos_token": True,
         "add_eos_token": False,
@@ -65,6 +72,33 @@ def sentencepiece_model(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     special = {key: settings[key] for key in ("bos_token", "eos_token", "unk_token")}
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
+
+
+CHATML_IDS = {"<|startoftext|>": 1, "<|endoftext|>": 2, "<|im_start|>": 6, "<|im_end|>": 7}
+
+
+def chatml_tokenizer(folder: Path) -> None:
+    """As ``liuhaotian/llava-v1.6-34b`` has it from Nous-Hermes-2-Yi-34B: no BOS, ends at <|im_end|>, legacy false."""
+    human = ["<|Human|>", "<|Assistant|>", "<|System|>"]
+    sentencepiece_file(
+        folder,
+        bos_piece="<|startoftext|>",
+        eos_piece="<|endoftext|>",
+        user_defined_symbols=[*human, "<|im_start|>", "<|im_end|>"],
+    )
+    settings = {
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<unk>",
+        "unk_token": "<unk>",
+        "legacy": False,
+        "model_max_length": 4096,
+        "padding_side": "right",
+        "tokenizer_class": "LlamaTokenizer",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def vision_config() -> CLIPVisionConfig:
@@ -255,11 +289,12 @@ def original_folder(
     *,
     weights: str = "bin",
     with_tower: bool = False,
+    write_tokenizer: Callable[[Path], None] = sentencepiece_model,
     **extra,
 ) -> Path:
     """A folder like ``liuhaotian/llava-v1.5-7b``: two .bin shards with an index, or one safetensors file."""
     folder.mkdir(parents=True, exist_ok=True)
-    sentencepiece_model(folder)
+    write_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps(original_config(tower, source, with_tower, **extra)))
     state = original_weights(source, with_tower)
     if weights == "safetensors":
@@ -274,17 +309,25 @@ def original_folder(
     return folder
 
 
-def stock_folder(folder: Path, source: LlavaForConditionalGeneration) -> Path:
+TEMPLATE = (
+    "{% for m in messages %}USER: {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %} ASSISTANT:"
+)
+
+
+def stock_folder(
+    folder: Path,
+    source: LlavaForConditionalGeneration,
+    write_tokenizer: Callable[[Path], None] = sentencepiece_model,
+    template: str = TEMPLATE,
+) -> Path:
     """The same weights in the layout of transformers (llava-hf), with room for ``<image>`` and ``<pad>``."""
     folder.mkdir(parents=True, exist_ok=True)
-    sentencepiece_model(folder)
-    tokenizer = LlamaTokenizer.from_pretrained(folder, legacy=True)
+    write_tokenizer(folder)
+    tokenizer = LlamaTokenizer.from_pretrained(folder, legacy=write_tokenizer is sentencepiece_model)
     tokenizer.add_tokens(["<image>", "<pad>"], special_tokens=True)
     tokenizer.pad_token = "<pad>"
-    tokenizer.chat_template = (
-        "{% for m in messages %}USER: {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n"
-        "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %} ASSISTANT:"
-    )
+    tokenizer.chat_template = template
     twin = copy.deepcopy(source)
     twin.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
     twin.config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPVisionConfig,
+    CLIPVisionModel,
     LlamaConfig,
     LlamaTokenizer,
     LlavaNextVideoConfig,
@@ -30,6 +31,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 import checkpoints
+from llava_next.model.builder import load_pretrained_model
 
 ONEVISION, NEXT_VIDEO, VIDEO_LLAVA = "llava_onevision", "llava_next_video", "video_llava"
 SIDES = {ONEVISION: 42, NEXT_VIDEO: 56, VIDEO_LLAVA: 28}  # pixels of a view; patches of 14: 3 x 3, 4 x 4, 2 x 2
@@ -216,16 +218,10 @@ def hub_folder(folder: Path, family: str, source) -> Path:
 # Original layouts
 
 ORIGINAL = {
-    ONEVISION: (
-        (r"^model\.language_model\.", "model."),
-        (r"^model\.multi_modal_projector\.linear_1", "model.mm_projector.0"),
-        (r"^model\.multi_modal_projector\.linear_2", "model.mm_projector.2"),
-        (r"^model\.vision_tower\.", "model.vision_tower.vision_tower.vision_model."),
-    ),
+    ONEVISION: checkpoints.ORIGINAL_NAMES,
+    NEXT_VIDEO: checkpoints.ORIGINAL_NAMES,
     VIDEO_LLAVA: (
-        (r"^model\.language_model\.", "model."),
-        (r"^model\.multi_modal_projector\.linear_1", "model.mm_projector.0"),
-        (r"^model\.multi_modal_projector\.linear_2", "model.mm_projector.2"),
+        *checkpoints.ORIGINAL_NAMES[:3],
         (r"^model\.(image|video)_tower\.", r"model.\1_tower.\1_tower."),
     ),
 }
@@ -271,7 +267,7 @@ def flat(family: str, source) -> dict:
             "rope_theta": 10000.0,
             "tokenizer_model_max_length": 32768,
         }
-    return shared | {
+    llama = shared | {
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava",
         "image_aspect_ratio": "pad",
@@ -281,12 +277,37 @@ def flat(family: str, source) -> dict:
         "mm_use_im_patch_token": False,
         "pretraining_tp": 1,
     }
+    if family == VIDEO_LLAVA:
+        return llama
+    return llama | {
+        "image_aspect_ratio": "anyres",
+        "image_grid_pinpoints": [pair[::-1] for pair in source.config.image_grid_pinpoints],
+        "mm_patch_merge_type": "spatial_unpad",
+        "mm_resampler_type": "spatial_pool",
+        "mm_spatial_pool_mode": source.config.spatial_pool_mode,
+        "mm_spatial_pool_stride": source.config.spatial_pool_stride,
+        "mm_spatial_pool_out_channels": source.config.vision_config.hidden_size,
+        "mm_tunable_parts": "mm_vision_tower,mm_mlp_adapter,mm_language_model",
+        "patchify_video_feature": False,
+        "rope_scaling": None,
+    }
 
 
-def tower_folder(folder: Path, family: str) -> Path:
-    """The config.json of the tower that an original config names; its weights are in the checkpoint."""
+def tower_folder(folder: Path, family: str, source=None) -> Path:
+    """The config.json of the tower that an original config names; its weights are in the checkpoint.
+
+    For LLaVA-NeXT-Video a whole CLIP, with the weights of ``source`` or others.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    if family == ONEVISION:
+    if family == NEXT_VIDEO:
+        torch.manual_seed(99)
+        tower, side = CLIPVisionModel(clip_vision(SIDES[family])), SIDES[family]
+        if source is not None:
+            tower.load_state_dict(source.model.vision_tower.state_dict())
+        tower.save_pretrained(folder)
+        square = {"height": side, "width": side}
+        CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square).save_pretrained(folder)
+    elif family == ONEVISION:
         whole = siglip(layers=3)
         whole.vision_use_head = True
         whole.save_pretrained(folder)
@@ -298,11 +319,12 @@ def tower_folder(folder: Path, family: str) -> Path:
 def original_folder(
     folder: Path, family: str, source, tower: Path, *, weights: str = "bin", extra: dict | None = None, **changes
 ) -> Path:
-    """A folder like ``lmms-lab/llava-onevision-*`` or ``LanguageBind/Video-LLaVA-7B``."""
+    """A folder of lmms-lab or LanguageBind. ``extra``: further weights, or None for those that are not to be there."""
     (qwen_tokenizer if family == ONEVISION else llama_tokenizer)(folder)
-    names = ("mm_vision_tower",) if family == ONEVISION else ("mm_image_tower", "mm_video_tower")
+    names = ("mm_image_tower", "mm_video_tower") if family == VIDEO_LLAVA else ("mm_vision_tower",)
     (folder / "config.json").write_text(json.dumps(flat(family, source) | dict.fromkeys(names, str(tower)) | changes))
     state = original_weights(family, source) | (extra or {})
+    state = {name: value for name, value in state.items() if value is not None}
     if weights == "safetensors":
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         return folder
@@ -328,8 +350,6 @@ def write_all(root: Path) -> dict[str, Path]:
         source = source_of(family, root)
         out[f"{family}/stock"] = stock_folder(root / f"{family}-hf", family, source)
         out[f"{family}/hub"] = hub_folder(root / f"{family}-hub", family, source)
-        if family == NEXT_VIDEO:
-            continue
         tower = out[f"{family}/tower"] = tower_folder(root / f"tower-of-{family}", family)
         for weights in ("bin", "safetensors"):
             folder = root / f"{family}-original-{weights}"
@@ -362,6 +382,12 @@ def write_video(file: Path, pictures: np.ndarray | None = None) -> Path:
 def environment() -> dict[str, str]:
     """For processes that tests start: they find the packages where this one does, installed or not."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def load(folder, **kwargs):
+    """(tokenizer, model, image processor, context length); the name given says nothing."""
+    kwargs = {"device": "cpu", "attn_implementation": "sdpa"} | kwargs
+    return load_pretrained_model(str(folder), None, "any-name", **kwargs)
 
 
 def stored(file: Path) -> dict:

@@ -8,6 +8,7 @@ often as the model will make features for it (``llava_next.tokens``).
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +20,14 @@ from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
-from llava.mm_utils import expand2square
+from llava.mm_utils import expand2square, seen_box
 from llava.mm_utils import process_images as process_single_views
 from llava_next.tokens import FAMILIES, ONEVISION, VIDEO_LLAVA, image_tokens, video_tokens
 from mob.media import ImageError
+from mob.picture import Box
 
 IMAGE, VIDEO = "image", "video"
+_PLACES = re.compile(f"({re.escape(DEFAULT_IMAGE_TOKEN)}|{re.escape(DEFAULT_VIDEO_TOKEN)})")
 Picture = Image.Image
 
 
@@ -60,7 +63,7 @@ def prepare(
     tokens = {config.image_token_id: IMAGE, config.video_token_id: VIDEO}
     rows, places, counts = [], [], []
     for text, pictures, clips in zip(prompts, images, videos, strict=True):
-        row = _ids(text, tokenizer)
+        row = token_ids(text, tokenizer)
         here = [i for i, token in enumerate(row) if token in tokens]
         kinds = [tokens[row[i]] for i in here]
         _check_placeholders(kinds, len(pictures), len(clips))
@@ -125,6 +128,19 @@ def process_frames(frames: Sequence[Picture], image_processor: Any) -> Tensor:
     return process_single_views(list(frames), frame_processor(image_processor), SimpleNamespace())
 
 
+def seen(size: tuple[int, int], pictures: int, image_processor: Any, config: Any) -> Box:
+    """The region that the model sees of one of ``pictures`` pictures, in its pixels; beyond its edges is padding."""
+    if config.model_type == ONEVISION and pictures > 1:  # each is squared
+        left, top = (size[0] - max(size)) / 2, (size[1] - max(size)) / 2
+        return left, top, left + max(size), top + max(size)
+    return seen_box(size, image_processor, config)
+
+
+def seen_of_frames(size: tuple[int, int], image_processor: Any) -> Box:
+    """The same for the frames of a video."""
+    return seen_box(size, frame_processor(image_processor), SimpleNamespace())
+
+
 def frame_processor(image_processor: Any) -> CLIPImageProcessorPil:
     """A processor for single views with the size, colours and resampling of ``image_processor``."""
     crop = getattr(image_processor, "crop_size", None)
@@ -152,10 +168,20 @@ def check_family(config: Any) -> None:
         )
 
 
-def _ids(text: str, tokenizer: Any) -> list[int]:
-    """Token ids with one placeholder for each picture and video; a prompt that has its BOS gets no second one."""
+def token_ids(text: str, tokenizer: Any) -> list[int]:
+    """Token ids with one placeholder for each picture and video; a prompt that has its BOS gets no second one.
+
+    Checkpoints in the layout of transformers were tuned on whole prompts. Without a chat template, as the original
+    ones, the texts between the placeholders are tokenised one by one (see ``llava.mm_utils.tokenizer_image_token``).
+    """
     has_bos = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-    return list(tokenizer(text, add_special_tokens=not has_bos)["input_ids"])
+    if tokenizer.chat_template:
+        return list(tokenizer(text, add_special_tokens=not has_bos)["input_ids"])
+    first, *rest = _PLACES.split(text)
+    ids = list(tokenizer(first, add_special_tokens=not has_bos)["input_ids"])
+    for place, chunk in zip(rest[::2], rest[1::2], strict=True):
+        ids += [tokenizer.convert_tokens_to_ids(place), *tokenizer(chunk, add_special_tokens=False)["input_ids"]]
+    return ids
 
 
 def _check_placeholders(kinds: list[str], images: int, videos: int) -> None:

@@ -39,13 +39,23 @@ def build_prompt(
     text = place_media(query, images, videos)
     if conv_mode is None and tokenizer.chat_template:
         return _chat(text, tokenizer)
-    mode = conv_mode or CONV_MODES[config.model_type]
+    mode = conv_mode or usual_mode(tokenizer, config)
     if mode not in conv_templates:
         raise ValueError(f"no conversation template {mode!r}: use one of {', '.join(sorted(conv_templates))}")
     conv = conv_templates[mode].copy()
     conv.append_message(conv.roles[0], text)
     conv.append_message(conv.roles[1], None)
     return conv.get_prompt()
+
+
+def usual_mode(tokenizer: Any, config: Any) -> str:
+    """The template that a checkpoint without one was trained with; LLaVA-NeXT-Video has three language models."""
+    if config.model_type == NEXT_VIDEO:
+        if tokenizer.eos_token == "<|im_end|>":  # Yi
+            return "chatml_direct"
+        if config.text_config.model_type == "mistral":
+            return "mistral_instruct"
+    return CONV_MODES[config.model_type]
 
 
 def _place(query: str, token: str, placeholder: str, count: int) -> str:

@@ -14,7 +14,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,14 +23,23 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from llava.eval import run_llava
-from llava.eval.run_llava import Answer, add_asking_flags, compare, describe, exit_code, image_parser, positive, say
-from llava.mm_utils import seen_box
+from llava.eval.run_llava import (
+    Answer,
+    add_asking_flags,
+    compare,
+    describe,
+    described,
+    exit_code,
+    image_parser,
+    positive,
+    say,
+)
 from llava.model.formats import local_folder, read_config
 from llava_next.mm_utils import FRAMES, get_model_name_from_path, load_images, load_video, process_video
 from llava_next.model.builder import LLAVA, family, load_pretrained_model
-from llava_next.processing import frame_processor, prepare
+from llava_next.processing import prepare, seen, seen_of_frames
 from llava_next.prompts import build_prompt
-from llava_next.tokens import ONEVISION
+from mob.audit.writing import shown
 from mob.flags import resolve
 from mob.picture import Box, overlay
 
@@ -98,14 +106,11 @@ class Asker:
 
     def seen(self, image: Image.Image, pictures: int = 1) -> Box:
         """The region of a picture that the model saw, in its pixels; beyond the edges is padding."""
-        if self.model.config.model_type == ONEVISION and pictures > 1:  # each is squared
-            left, top = (image.width - max(image.size)) / 2, (image.height - max(image.size)) / 2
-            return left, top, left + max(image.size), top + max(image.size)
-        return seen_box(image.size, self.image_processor, self.model.config)
+        return seen(image.size, pictures, self.image_processor, self.model.config)
 
     def seen_of_frames(self, frame: Image.Image) -> Box:
         """The same for the frames of a video."""
-        return seen_box(frame.size, frame_processor(self.image_processor), SimpleNamespace())
+        return seen_of_frames(frame.size, self.image_processor)
 
     def _options(self) -> dict[str, Any]:
         args = self.args
@@ -156,14 +161,18 @@ def read_media(args: Any) -> Media:
 
 def save(asker: Asker, answer: Answer, media: Media, args: Any) -> None:
     """Write --save-record and --overlay: a sheet of the views of each picture, or of the video's frames."""
-    run_llava.save(asker, answer, [], args)
+    boxes = [asker.seen(one, len(media.images)) for one in media.images]
+    names = image_parser(args) if media.images else []
+    pictures = [described(*both) for both in zip(media.images, names, boxes, strict=True)]
+    views: list[tuple[Any, Box]] = list(zip(media.images, boxes, strict=True))
+    for frames in media.videos:
+        sheet = [Image.fromarray(frame) for frame in frames]
+        views.append((sheet, asker.seen_of_frames(sheet[0])))
+        pictures.append(shown(sheet[0].size, video=str(args.video_file), box=views[-1][1]))
+    run_llava.save_record(asker, answer, args, pictures)
     if not args.overlay:
         return
-    shown = [(one, asker.seen(one, len(media.images))) for one in media.images]
-    for frames in media.videos:
-        pictures = [Image.fromarray(frame) for frame in frames]
-        shown.append((pictures, asker.seen_of_frames(pictures[0])))
-    for number, (picture, box) in enumerate(shown):
+    for number, (picture, box) in enumerate(views):
         target = (
             Path(args.overlay) if number == 0 else Path(args.overlay).with_stem(f"{Path(args.overlay).stem}-{number}")
         )
@@ -178,7 +187,10 @@ def save(asker: Asker, answer: Answer, media: Media, args: Any) -> None:
 def _check_llava(args: Any) -> None:
     if args.video_file is not None:
         which = args.model_path or "the embedded checkpoint"
-        raise ValueError(f"{which} is a LLaVA for pictures: for videos give a model such as --model-path {EXAMPLE}")
+        raise ValueError(
+            f"{which} is a LLaVA for pictures: for videos give a model such as --model-path {EXAMPLE} (the config.json "
+            "of an original LLaVA-NeXT-Video must name mm_spatial_pool_mode and mm_spatial_pool_stride)"
+        )
     if args.image_file is None:
         raise ValueError(
             f"give --image-file; or, to ask about a video or text alone, a model such as --model-path {EXAMPLE}"

@@ -105,12 +105,15 @@ def test_images_and_placeholders_must_agree(folders):
         model.generate(ids, images=torch.zeros(1, 3, 28, 28), max_new_tokens=1)
 
 
-def test_an_image_token_in_the_text_equals_the_chunked_tokens(folders):
-    """With the tokenizer as the builder loads it, both ways of tokenising a prompt agree for original folders."""
+def test_blanks_are_where_the_original_tokenizer_puts_them(folders):
+    """One before a text that begins a prompt or follows a picture; with legacy false, none after other marks."""
     tokenizer, _, _, _ = load(folders["bin"])
-    image = tokenizer.convert_tokens_to_ids("<image>")
-    whole = [IMAGE_TOKEN_INDEX if i == image else i for i in tokenizer(PROMPT)["input_ids"]]
-    assert whole == tokenizer_image_token(PROMPT, tokenizer)
+    assert json.loads((folders["bin"] / "tokenizer_config.json").read_text())["legacy"] is False
+    ids = tokenizer_image_token("USER<image>\nthe</s>USER", tokenizer)
+    tokens = ["<image>" if i == IMAGE_TOKEN_INDEX else tokenizer.convert_ids_to_tokens(i) for i in ids]
+    after = tokens[tokens.index("<image>") + 1 :]
+    assert tokens[0] == "<s>" and tokens[1].startswith("▁") and after[:2] == ["▁", "<0x0A>"]
+    assert not after[after.index("</s>") + 1].startswith("▁")
 
 
 @pytest.mark.parametrize("layout", ["bin", "safetensors", "stock"])
@@ -192,6 +195,33 @@ def test_what_cannot_be_loaded_is_said(tmp_path, source, tower, change, message)
     folder = checkpoints.original_folder(tmp_path / "llava-x", tower, source, **change)
     with pytest.raises(ValueError, match=message):
         load(folder)
+
+
+def test_a_tokenizer_that_is_not_llamas(tmp_path, source, tower):
+    folder = checkpoints.original_folder(tmp_path / "llava-x", tower, source)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(ValueError, match="type 'PreTrainedTokenizerFast': only Llama's"):
+        load(folder)
+
+
+def test_a_tower_with_a_hole_is_named(tmp_path, source, tower):
+    """A checkpoint with its own tower is not filled up from another."""
+    folder = checkpoints.original_folder(tmp_path / "x", tower, source, weights="safetensors", with_tower=True)
+    state = checkpoints.original_weights(source, tower=True)
+    gone = next(name for name in state if "encoder.layers.1.mlp.fc1.bias" in name)
+    checkpoints.save_file({k: v for k, v in state.items() if k != gone}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"missing: model\.vision_tower\.encoder\.layers\.1\.mlp\.fc1\.bias"):
+        load(folder)
+
+
+def test_a_chat_template_beside_the_tokenizer(folders, tmp_path):
+    """As llava-hf folders of before transformers 5 have it."""
+    for file in folders["stock"].iterdir():
+        if file.name != "chat_template.jinja":
+            (tmp_path / file.name).symlink_to(file)
+    assert load(tmp_path)[0].chat_template is None
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": checkpoints.TEMPLATE}))
+    assert load(tmp_path)[0].chat_template == load(folders["stock"])[0].chat_template == checkpoints.TEMPLATE
 
 
 def test_wrong_folders(tmp_path):

@@ -366,10 +366,11 @@ class TestPrompts:
         [(ONEVISION, "<|im_start|>system"), (NEXT_VIDEO, "A chat between a curious user"), (VIDEO_LLAVA, "A chat")],
     )
     def test_without_a_template_the_family_decides(self, family, start):
-        prompt = build_prompt("Q", 1, 0, SimpleNamespace(chat_template=None), self.config[family])
+        tokenizer, config = SimpleNamespace(chat_template=None, eos_token="</s>"), REAL[family]
+        prompt = build_prompt("Q", 1, 0, tokenizer, config)
         assert prompt.startswith(start) and "<image>\nQ" in prompt
         with pytest.raises(ValueError, match="no conversation template 'x'"):
-            build_prompt("Q", 1, 0, SimpleNamespace(chat_template=None), self.config[family], "x")
+            build_prompt("Q", 1, 0, tokenizer, config, "x")
 
     def test_no_second_bos(self, loaded):
         tokenizer, model, processor, _ = loaded[VIDEO_LLAVA]

@@ -46,7 +46,7 @@ def test_a_picture(folders, family, picture, capsys):
 
 
 @pytest.mark.parametrize(
-    "layout", [f"{family}/stock" for family in FAMILIES] + [f"{ONEVISION}/bin", f"{VIDEO_LLAVA}/bin"]
+    "layout", [f"{family}/stock" for family in FAMILIES] + [f"{family}/bin" for family in FAMILIES]
 )
 def test_a_video(folders, layout, clip, capsys):
     more = ["--video-file", str(clip), "--frames", "3", "--mob-K", "0.5", "--num-beams", "2"]

@@ -12,18 +12,19 @@ from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from llava.model import builder as llava_builder
 from llava.model.builder import _options, best_device, default_dtype
-from llava.model.formats import is_original, local_folder, read_config
+from llava.model.formats import is_original, load_stock_tokenizer, local_folder, read_config
 from llava_next.model.formats import check_weights, load_original, original_family
 from llava_next.model.language_model.llava_next_video import LlavaNextVideoForConditionalGeneration
 from llava_next.model.language_model.llava_onevision import LlavaOnevisionForConditionalGeneration
 from llava_next.model.language_model.video_llava import VideoLlavaForConditionalGeneration
+from llava_next.model.next_video import load_next_video
 from llava_next.tokens import NEXT_VIDEO, ONEVISION, VIDEO_LLAVA
 
 logger = logging.getLogger(__name__)
@@ -57,9 +58,9 @@ def load_pretrained_model(
     """Load a checkpoint of any family: (tokenizer, model, image_processor, context_len).
 
     LLaVA-1.5 and 1.6 go to ``llava.model.builder``; LLaVA-OneVision, LLaVA-NeXT-Video and Video-LLaVA are loaded here,
-    in the layout of transformers, and OneVision (lmms-lab) and Video-LLaVA (LanguageBind) in their original ones.
-    What a folder holds is read from its config.json, never from its name. ``model.config.MoB_config`` is a dict
-    afterwards, from config.json or empty (off).
+    in the layout of transformers and in their original ones (lmms-lab, LanguageBind). What a folder holds is read from
+    its config.json, never from its name. ``model.config.MoB_config`` is a dict afterwards, from config.json or empty
+    (off).
 
     Args:
         model_path: a folder, or a name on the hub.
@@ -99,7 +100,8 @@ def load_pretrained_model(
         raise ValueError(f"model_base={model_base!r}: adapters are merged for LLaVA-1.5 and 1.6 only, not for {kind}")
     options = _options(load_8bit, load_4bit, device_map, device, flash, kwargs)
     try:
-        load = load_original if is_original(raw) else _load_stock
+        original = load_next_video if kind == NEXT_VIDEO else load_original
+        load = original if is_original(raw) else _load_stock
         tokenizer, model, image_processor = load(path, raw, **options)
     except (OSError, SafetensorError, UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -180,7 +182,7 @@ def _folder_with(path: Path, config: dict[str, Any] | None) -> Iterator[Path]:
 def _load_stock(path: Path, raw: dict[str, Any], vision_tower: str | None = None, **options: Any):
     """A folder in the layout of transformers."""
     kind = raw["model_type"]
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_stock_tokenizer(path)
     config = MODELS[kind].config_class.from_dict(raw)
     # What does not fit is refused below, with names.
     model, info = MODELS[kind].from_pretrained(
@@ -188,13 +190,3 @@ def _load_stock(path: Path, raw: dict[str, Any], vision_tower: str | None = None
     )
     check_weights(path, info | {"unexpected_keys": ()})  # transformers names them, and nothing depends on them
     return tokenizer, model, PROCESSORS[kind].from_pretrained(path)
-
-
-def load_tokenizer(path: Path) -> Any:
-    """The tokenizer, with the chat template that folders of before transformers 5 keep beside it."""
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    tokenizer.padding_side = "left"
-    file = path / "chat_template.json"
-    if file.is_file() and not (path / "chat_template.jinja").exists():
-        tokenizer.chat_template = json.loads(file.read_text())["chat_template"]
-    return tokenizer

@@ -1,8 +1,8 @@
 """Checkpoints in the layouts of the original repositories, loaded into stock classes.
 
 ``lmms-lab/llava-onevision-*`` (SigLIP tower inside) become LlavaOnevision, ``LanguageBind/Video-LLaVA`` (two towers
-inside) becomes VideoLlava. Their configs are flat, their weights have other names, and their tokenizers have no
-``<image>`` and ``<video>``.
+inside) becomes VideoLlava; for LLaVA-NeXT-Video see ``next_video``. Their configs are flat, their weights have other
+names, and their tokenizers have no ``<image>`` and ``<video>``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -28,10 +27,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
-from llava.model.formats import KEYS, load_tokenizer, local_folder, read_config
+from llava.model.formats import KEYS, load_tokenizer, local_folder, read_config, stored_names
 from llava_next.model.language_model.llava_onevision import LlavaOnevisionForConditionalGeneration
 from llava_next.model.language_model.video_llava import VideoLlavaForConditionalGeneration
-from llava_next.tokens import ONEVISION, VIDEO_LLAVA
+from llava_next.tokens import NEXT_VIDEO, ONEVISION, VIDEO_LLAVA
 
 VIDEO_KEYS = KEYS | {
     r"^model\.image_tower\.image_tower\.(?:vision_model\.)?": "model.image_tower.",
@@ -50,6 +49,7 @@ _TEXT_KEYS = """
 """.split()  # noqa: SIM905
 _KEPT_KEYS = ("MoB_config", "max_sequence_length", "tokenizer_model_max_length")
 _SELECT = {"patch": "default", "cls_patch": "full"}
+POOLS = ("average", "max", "conv")  # what transformers' LLaVA-NeXT-Video can do to the features of a frame
 _SO400M = "siglip-so400m-patch14-384"
 
 
@@ -62,7 +62,17 @@ def original_family(raw: dict[str, Any]) -> str | None:
         return ONEVISION
     if Path(tower, "config.json").is_file() and "siglip" in str(read_config(tower).get("model_type")):
         return ONEVISION
-    return None
+    return NEXT_VIDEO if pools_videos(raw) else None
+
+
+def pools_videos(raw: dict[str, Any]) -> bool:
+    """Whether an original config.json, of a model with a CLIP tower, says how frames of videos are pooled.
+
+    Not by ``mm_newline_position`` or a bilinear ``mm_spatial_pool_mode``: training wrote these defaults into the
+    configs of models for pictures too.
+    """
+    said = (raw.get("mm_resampler_type"), raw.get("mm_spatial_pool_stride"))
+    return any(said) or raw.get("mm_spatial_pool_mode") in POOLS
 
 
 def load_original(path: Path, raw: dict[str, Any], vision_tower: str | None = None, **options: Any):
@@ -92,10 +102,10 @@ def _load_onevision(path: Path, raw: dict[str, Any], vision_tower: str | None, o
     config = onevision_config(raw, vision)
     tokenizer = Qwen2Tokenizer.from_pretrained(path)
     tokenizer.chat_template = None  # for text alone; the conversation "qwen_1_5" says the same with pictures
-    _add_places(tokenizer)
+    add_places(tokenizer)
     tokenizer.pad_token = tokenizer.pad_token or "<|endoftext|>"
     model = _load(LlavaOnevisionForConditionalGeneration, path, config, KEYS, options)
-    _fit_vocabulary(model, tokenizer)
+    fit_vocabulary(model, tokenizer)
     size = {"height": vision.image_size, "width": vision.image_size}
     half = [0.5, 0.5, 0.5]  # SigLIP's, unlike CLIP's
     processor = LlavaOnevisionImageProcessorPil(
@@ -129,7 +139,7 @@ def onevision_config(raw: dict[str, Any], vision: SiglipVisionConfig) -> LlavaOn
         vision_feature_select_strategy="full",  # SigLIP has no CLS token
         tie_word_embeddings=text.tie_word_embeddings,
     )
-    return _keep(raw, config)
+    return keep(raw, config)
 
 
 def pinpoints(given: Any, side: int) -> list[list[int]]:
@@ -187,9 +197,9 @@ def _load_video_llava(path: Path, raw: dict[str, Any], vision_tower: str | None,
     config = video_llava_config(raw, vision)
     tokenizer = load_tokenizer(path, raw)
     tokenizer.chat_template = None
-    _add_places(tokenizer)
+    add_places(tokenizer)
     model = _load(VideoLlavaForConditionalGeneration, path, config, VIDEO_KEYS, options)
-    _fit_vocabulary(model, tokenizer)
+    fit_vocabulary(model, tokenizer)
     square = {"height": vision.image_size, "width": vision.image_size}
     return tokenizer, model, CLIPImageProcessorPil(size={"shortest_edge": vision.image_size}, crop_size=square)
 
@@ -217,7 +227,7 @@ def video_llava_config(raw: dict[str, Any], vision: CLIPVisionConfig) -> VideoLl
     )
     if "image_aspect_ratio" in raw:  # "pad": pictures are squared, not cropped
         config.image_aspect_ratio = raw["image_aspect_ratio"]
-    return _keep(raw, config)
+    return keep(raw, config)
 
 
 def _languagebind(tower: str) -> CLIPVisionConfig:
@@ -232,20 +242,6 @@ def _languagebind(tower: str) -> CLIPVisionConfig:
 
 # ---------------------------------------------------------------------------------------------------------------
 # Shared
-
-
-def stored_names(path: Path) -> list[str]:
-    """Names of the weights in a folder, without loading them where they are indexed or in safetensors files."""
-    for index in sorted(path.glob("*.index.json")):
-        return list(json.loads(index.read_text())["weight_map"])
-    names: list[str] = []
-    for file in sorted(path.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
-            names += weights.keys()
-    if not names:
-        for file in sorted(path.glob("pytorch_model*.bin")):
-            names += torch.load(file, map_location="meta", weights_only=True)
-    return names
 
 
 def check_weights(path: Path, info: dict[str, Any], layers: int | None = None) -> None:
@@ -289,7 +285,7 @@ def _given(raw: dict[str, Any]) -> dict[str, Any]:
     return {key: raw[key] for key in _TEXT_KEYS if raw.get(key) is not None}
 
 
-def _keep(raw: dict[str, Any], config: Any) -> Any:
+def keep(raw: dict[str, Any], config: Any) -> Any:
     """Set what users and the loader read from the config later."""
     for key in _KEPT_KEYS:
         if raw.get(key) is not None:
@@ -297,12 +293,12 @@ def _keep(raw: dict[str, Any], config: Any) -> Any:
     return config
 
 
-def _add_places(tokenizer: Any) -> None:
+def add_places(tokenizer: Any) -> None:
     tokenizer.add_tokens([DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN], special_tokens=True)
     tokenizer.padding_side = "left"
 
 
-def _fit_vocabulary(model: Any, tokenizer: Any) -> None:
+def fit_vocabulary(model: Any, tokenizer: Any) -> None:
     """Rows for the new tokens: transformers looks them up before pictures replace them."""
     there = model.get_input_embeddings().num_embeddings
     model.config.image_token_index = tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)

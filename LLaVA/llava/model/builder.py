@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
 from llava.model.adapters import LORA, PROJECTOR, load_on_base
@@ -19,6 +19,7 @@ from llava.model.formats import (
     is_original,
     load_image_processor,
     load_original,
+    load_stock_tokenizer,
     local_folder,
     read_config,
 )
@@ -133,8 +134,7 @@ def _load_stock(path: Path, raw: dict[str, Any], options: dict[str, Any]) -> tup
     kind = raw.get("model_type")
     if kind not in MODELS:
         raise ValueError(f"{path} holds a model of type {kind!r}: this loader reads {', '.join(MODELS)}")
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    tokenizer.padding_side = "left"
+    tokenizer = load_stock_tokenizer(path)
     model, info = MODELS[kind].from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     check_weights(path, info)
     return tokenizer, model, load_image_processor(path)

@@ -17,6 +17,7 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from transformers import (
     AutoImageProcessor,
+    AutoTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
     LlamaConfig,
@@ -61,6 +62,7 @@ _KEPT_KEYS = (
     "mm_use_im_patch_token",
     "max_sequence_length",
 )
+_OTHERS = ("MPT", "Mixtral", "Qwen", "Gemma")
 _SELECT = {"patch": "default", "cls_patch": "full"}
 
 
@@ -138,8 +140,8 @@ def translate_config(raw: dict[str, Any], vision: CLIPVisionConfig) -> LlavaConf
 def text_config(raw: dict[str, Any]) -> LlamaConfig | MistralConfig:
     """The language model's part of a flat config."""
     kind = f"{raw.get('model_type', '')} {' '.join(raw.get('architectures') or [])}".lower()
-    if "mpt" in kind:
-        raise ValueError("LLaVA on MPT cannot be loaded: transformers has no class for it")
+    if other := next((name for name in _OTHERS if name.lower() in kind), None):
+        raise ValueError(f"LLaVA on {other} cannot be loaded from an original folder: only on Llama and Mistral")
     values = {key: raw[key] for key in _TEXT_KEYS if raw.get(key) is not None}
     if "mistral" in kind:
         # Unlike the others, absence of a window means none only if it is said.
@@ -157,10 +159,11 @@ def load_original(path: Path, raw: dict[str, Any], vision_tower: str | None = No
     Raises:
         ValueError: unknown parts, or weights that are missing or left over.
     """
-    tower = tower_folder(path, raw, vision_tower, settings_only=holds_tower(path))
+    inside = holds_tower(path)
+    tower = tower_folder(path, raw, vision_tower, settings_only=inside)
     tokenizer = load_tokenizer(path, raw)
     model, info = from_original(path, translate_config(raw, CLIPVisionConfig.from_pretrained(tower)), **kwargs)
-    check_weights(path, info, optional=(TOWER,))
+    check_weights(path, info, optional=() if inside else (TOWER,))
     fill_tower(model, tower, info["missing_keys"])
     fit_vocabulary(model, tokenizer)
     return tokenizer, model, load_image_processor(tower)
@@ -176,13 +179,21 @@ def tower_folder(path: Path, raw: dict[str, Any], chosen: str | None, settings_o
 
 def holds_tower(path: Path) -> bool:
     """Whether a folder in the original layout has the vision tower's weights (LLaVA-1.6 does, LLaVA-1.5 does not)."""
-    names: set[str] = set()
-    for index in path.glob("*.index.json"):
-        names |= set(json.loads(index.read_text())["weight_map"])
-    for file in path.glob("*.safetensors"):
-        with safe_open(file, "pt") as weights:
-            names |= set(weights.keys())
-    return any(name.startswith("model.vision_tower.") for name in names)
+    return any(name.startswith(TOWER) for name in stored_names(path))
+
+
+def stored_names(path: Path) -> list[str]:
+    """Names of the weights in a folder, without loading them where they are indexed or in safetensors files."""
+    for index in sorted(path.glob("*.index.json")):
+        return list(json.loads(index.read_text())["weight_map"])
+    names: list[str] = []
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            names += weights.keys()
+    if not names:
+        for file in sorted(path.glob("pytorch_model*.bin")):
+            names += torch.load(file, map_location="meta", weights_only=True)
+    return names
 
 
 def from_original(path: Path, config: LlavaConfig | LlavaNextConfig, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -206,14 +217,30 @@ def load_tokenizer(path: Path, raw: dict[str, Any]) -> LlamaTokenizer:
     """The sentencepiece tokenizer, with ``<image>`` (and the marks that the config asks for) as new tokens."""
     if not (path / "tokenizer_config.json").exists():
         raise ValueError(f"{path} has no tokenizer_config.json: prompts would start without <s>; download it again")
-    # legacy=True keeps the blank before a word that follows <image>, as the original chunk-wise code has it.
-    tokenizer = LlamaTokenizer.from_pretrained(path, legacy=True)
+    settings = read_config(path, "tokenizer_config.json")
+    kind = settings.get("tokenizer_class", "LlamaTokenizer")
+    if not kind.startswith("Llama"):
+        raise ValueError(f"{path} has a tokenizer of type {kind!r}: only Llama's can be loaded from an original folder")
+    # Whether a blank is put before text that follows a special token; the original tokeniser took True for "not said".
+    legacy = settings.get("legacy") is not False
+    tokenizer = LlamaTokenizer.from_pretrained(path, legacy=legacy)
+    tokenizer.init_kwargs["legacy"] = legacy  # transformers forgets to save it
     marks = [DEFAULT_IMAGE_PATCH_TOKEN] if raw.get("mm_use_im_patch_token", True) else []
     marks += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN] if raw.get("mm_use_im_start_end", False) else []
     tokenizer.add_tokens([*marks, DEFAULT_IMAGE_TOKEN], special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token
     tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_stock_tokenizer(path: Path) -> Any:
+    """The tokenizer of a folder in the layout of transformers, with the chat template that folders of before
+    transformers 5 keep beside it."""
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.padding_side = "left"
+    if (path / "chat_template.json").is_file() and not (path / "chat_template.jinja").exists():
+        tokenizer.chat_template = read_config(path, "chat_template.json")["chat_template"]
     return tokenizer
 
 
@@ -248,11 +275,12 @@ def check_weights(path: Path, info: dict[str, Any], optional: tuple[str, ...] = 
 
 def fit_vocabulary(model: Any, tokenizer: LlamaTokenizer) -> None:
     """Make room for the new tokens; transformers looks up the placeholder's row before the picture replaces it."""
+    there = model.get_input_embeddings().num_embeddings
     model.config.image_token_index = tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    if len(tokenizer) > there:
         model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
     model.config.text_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     with torch.no_grad():  # the new rows start as noise; a placeholder must not be written by chance
         head = model.get_output_embeddings().weight
-        head[model.config.image_token_index :] = 0
+        head[min(there, model.config.image_token_index) :] = 0

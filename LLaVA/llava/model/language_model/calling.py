@@ -73,7 +73,12 @@ class OriginalCall:
             mask: (B, T), or None when nothing is padded.
         """
         media = [_four_dimensional(one) for one in (() if images is None else images)]
-        kinds = _kinds(modalities, len(media))
+        kinds = list(_kinds(modalities, len(media)))
+        if VIDEO in kinds and not hasattr(self.config, "video_token_id"):
+            raise ValueError(
+                f"a model of type {self.config.model_type!r} takes pictures only: give each frame as one, or load a "
+                "model for videos with llava_next.model.builder"
+            )
         sizes = list(image_sizes) if image_sizes is not None else [None] * len(media)
         rows, places = self._rows(ids, mask)
         counted = [len(here) for here in places]

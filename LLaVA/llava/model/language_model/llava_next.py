@@ -15,10 +15,10 @@ from mob.layout import tile_grid, truncates
 from mob.modeling import keep_key_conversions
 
 
-class LlavaNextModel(modeling_llava_next.LlavaNextModel):
-    """The stock model, cutting the padding of tiles as the original does where the config is the original's.
+class OriginalUnpadding:
+    """Put before a stock model: the padding of tiles is cut as the original does where the config is the original's.
 
-    The two differ by a row or column of some pictures (``mob.layout.tile_grid``).
+    The two rules differ by a row or column of some pictures (``mob.layout.tile_grid``).
     """
 
     def pack_image_features(
@@ -49,6 +49,10 @@ class LlavaNextModel(modeling_llava_next.LlavaNextModel):
         if newline is not None:
             grid = torch.cat([grid, newline.to(grid).expand(rows, 1, -1)], 1)
         return torch.cat([whole, grid.flatten(0, 1)])
+
+
+class LlavaNextModel(OriginalUnpadding, modeling_llava_next.LlavaNextModel):
+    """The stock model with both rules."""
 
 
 keep_key_conversions(LlavaNextModel, modeling_llava_next.LlavaNextModel)

@@ -10,8 +10,9 @@ from torch import Tensor
 from llava.constants import IMAGE_PLACEHOLDER
 from llava_next.mm_utils import get_model_name_from_path, process_video
 from llava_next.model.builder import load_pretrained_model
-from llava_next.processing import check_family, prepare
-from llava_next.prompts import CONV_MODES, build_prompt
+from llava_next.processing import check_family, prepare, seen, seen_of_frames, token_ids
+from llava_next.prompts import build_prompt, usual_mode
+from mob.picture import Box
 from mob_lmms_eval.base import MoBModel, checkpoint
 from mob_lmms_eval.models.llava import OWN, chosen, dtype
 from mob_lmms_eval.samples import Sample, placed
@@ -43,7 +44,9 @@ class LlavaNext(MoBModel):
             **more,
         )
         check_family(self.model.config)
-        usual = self.CONVERSATION or (OWN if self.tokenizer.chat_template else CONV_MODES[self.model.config.model_type])
+        usual = self.CONVERSATION or (
+            OWN if self.tokenizer.chat_template else usual_mode(self.tokenizer, self.model.config)
+        )
         self.conv_template = chosen(options.get("conv_template", usual), self.tokenizer)
 
     def prompt(self, sample: Sample) -> str:
@@ -52,9 +55,13 @@ class LlavaNext(MoBModel):
         mode = None if self.conv_template == OWN else self.conv_template
         return build_prompt(text, pictures, videos, self.tokenizer, self.model.config, mode)
 
+    def seen(self, pictures: int, size: tuple[int, int], video: bool) -> Box:
+        if video:
+            return seen_of_frames(size, self.image_processor)
+        return seen(size, pictures, self.image_processor, self.model.config)
+
     def tokens(self, text: str) -> list[int]:
-        has_bos = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
-        return list(self.tokenizer(text, add_special_tokens=not has_bos)["input_ids"])
+        return token_ids(text, self.tokenizer)
 
     def inputs(self, texts: Sequence[str], batch: Sequence[Sample]) -> dict[str, Tensor]:
         videos = [[process_video(one, self.image_processor, self.frames) for one in sample.videos] for sample in batch]
