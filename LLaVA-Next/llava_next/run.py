@@ -9,6 +9,7 @@ video, model or option that is wrong.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import time
@@ -36,7 +37,7 @@ from llava.eval.run_llava import (
 )
 from llava.model.formats import local_folder, read_config
 from llava_next.mm_utils import FRAMES, get_model_name_from_path, load_images, load_video, process_video
-from llava_next.model.builder import LLAVA, family, load_pretrained_model
+from llava_next.model.builder import LLAVA, changed_config, family, load_pretrained_model
 from llava_next.processing import prepare, seen, seen_of_frames
 from llava_next.prompts import build_prompt
 from mob.audit.writing import shown
@@ -69,6 +70,7 @@ class Asker:
             load_4bit=args.load_4bit,
             attn_implementation="flash_attention_2" if args.use_flash_attn else None,
             device=args.device,
+            overwrite_config=args.overwrite_config,
         )
         named = re.search(r"(^|[-_.])mob($|[-_.])", self.name.lower()) is not None
         self.mob = resolve(args, self.model.config.MoB_config, default_on=named)
@@ -128,7 +130,7 @@ def eval_model(args: Any) -> Answer:
     Raises:
         ValueError: a picture, video, model or option that is wrong; the message is one line.
     """
-    kind = LLAVA if args.model_path is None else family(read_config(local_folder(args.model_path)))
+    kind = LLAVA if args.model_path is None else family(_config(args))
     if kind == LLAVA:
         _check_llava(args)
         return run_llava.eval_model(args)
@@ -148,6 +150,22 @@ def eval_model(args: Any) -> Answer:
         say(describe(asker, answer))
     save(asker, answer, media, args)
     return answer
+
+
+def _config(args: Any) -> dict[str, Any]:
+    return changed_config(read_config(local_folder(args.model_path)), overwrite=args.overwrite_config)
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no JSON object: give one such as '{{\"mm_spatial_pool_stride\": 2}}'"
+        )
+    return value
 
 
 def read_media(args: Any) -> Media:
@@ -189,8 +207,11 @@ def _check_llava(args: Any) -> None:
         which = args.model_path or "the embedded checkpoint"
         raise ValueError(
             f"{which} is a LLaVA for pictures: for videos give a model such as --model-path {EXAMPLE} (the config.json "
-            "of an original LLaVA-NeXT-Video must name mm_spatial_pool_mode and mm_spatial_pool_stride)"
+            "of an original LLaVA-NeXT-Video must name mm_spatial_pool_mode and mm_spatial_pool_stride; where not, "
+            """--overwrite-config '{"mm_spatial_pool_mode": "average", "mm_spatial_pool_stride": 2}')"""
         )
+    if args.overwrite_config:
+        raise ValueError("--overwrite-config: a LLaVA-1.5 or 1.6 is asked with its config.json as it is, change that")
     if args.image_file is None:
         raise ValueError(
             f"give --image-file; or, to ask about a video or text alone, a model such as --model-path {EXAMPLE}"
@@ -203,6 +224,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--model-path", help=f"folder or hub name, such as {EXAMPLE} (default: the embedded LLaVA)")
     parser.add_argument("--model-base", help="of an adapter of LLaVA-1.5 or 1.6")
+    parser.add_argument("--overwrite-config", type=_object, help="keys of config.json that are to be others, as JSON")
     parser.add_argument("--image-file", help="path or URL; several with --sep between")
     parser.add_argument("--video-file", help="path")
     parser.add_argument("--frames", type=positive, default=FRAMES, help=f"frames read of the video ({FRAMES})")

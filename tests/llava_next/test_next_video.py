@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from types import SimpleNamespace
 
@@ -281,6 +282,9 @@ def test_without_any_of_them_it_is_for_pictures(tmp_path, source, towers, clip, 
     assert run.main(["--model-path", str(folder), "--video-file", str(clip), *more]) == 2
     assert "must name mm_spatial_pool_mode and mm_spatial_pool_stride" in capsys.readouterr().err
     # As the original's demo does it.
+    pooling = json.dumps({"mm_spatial_pool_mode": "average", "mm_spatial_pool_stride": 2})
+    asked = ["--model-path", str(folder), *more, "--overwrite-config", pooling]
+    assert run.main([*asked, "--video-file", str(clip), "--max_new_tokens", "2", "--frames", "2"]) == 0
     assert same_logits(load(folder, overwrite_config={"mm_spatial_pool_mode": "average", NAMES[2]: 2}), source)
 
 
