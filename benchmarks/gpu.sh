@@ -3,7 +3,7 @@
 # Results go to $OUT, or to benchmarks/results/gpu. A part that fails or runs out of time does not stop the others.
 # PYTHON: the interpreter to use. Needs torch with CUDA, transformers, rich, and 24 GB of GPU memory.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 out=${OUT:-benchmarks/results/gpu}
 python=${PYTHON:-python}
 export PYTHONPATH=.:LLaVA:LLaVA-Next:Qwen2-VL${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1

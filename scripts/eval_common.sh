@@ -10,7 +10,8 @@
 # MOB_PYTHON     the Python to use (.venv of this repository if it is there, else python)
 # MOB_CONV_MODE  conversation template; empty for the checkpoint's own
 #
-# CUDA_VISIBLE_DEVICES=0,1,2,3 splits the questions over the GPUs. An interrupted script continues when started again.
+# CUDA_VISIBLE_DEVICES=0,1,2,3 splits the questions over the GPUs; --log-retained-patches kept.jsonl then writes
+# kept-4_0.jsonl to kept-4_3.jsonl. An interrupted script continues when started again.
 # Exit code 1: everything was scored, but some pictures could not be read. 2: wrong files or options.
 set -euo pipefail
 
@@ -53,8 +54,9 @@ ask() { # ask MODULE ANSWERS ARGUMENTS...: one process for each GPU, their answe
   trap 'kill "${pids[@]}" 2>/dev/null || true; exit 130' INT TERM # a shell's background processes do not hear Ctrl-C
   for part in "${!gpus[@]}"; do
     parts+=("${answers%.*}/${#gpus[@]}_$part.jsonl")
+    own_records "${#gpus[@]}_$part"
     CUDA_VISIBLE_DEVICES=${gpus[part]} "$python" -m "$module" --answers-file "${parts[part]}" \
-      --num-chunks "${#gpus[@]}" --chunk-idx "$part" "$@" "${options[@]}" ${more[@]+"${more[@]}"} &
+      --num-chunks "${#gpus[@]}" --chunk-idx "$part" "$@" "${options[@]}" ${own[@]+"${own[@]}"} &
     pids+=($!)
   done
   local worst=0 pid
@@ -64,6 +66,17 @@ ask() { # ask MODULE ANSWERS ARGUMENTS...: one process for each GPU, their answe
   trap - INT TERM
   [ "$worst" -eq 0 ] || judge_exit "$worst"
   cat "${parts[@]}" >"$answers"
+}
+
+own_records() { # own_records PART: the user's flags with a file of --log-retained-patches for this process alone
+  local word last=
+  own=()
+  for word in ${more[@]+"${more[@]}"}; do
+    case $word in --log-retained-patches=*) word=${word%.jsonl}-$1.jsonl ;; esac
+    [ "$last" != --log-retained-patches ] || word=${word%.jsonl}-$1.jsonl
+    own+=("$word")
+    last=$word
+  done
 }
 
 judge_exit() { # 1 means pictures that could not be read: go on, and say so at the end

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Makes .venv with everything that the quickstart and the tests need; sourced, not run. A second time it does nothing.
 #
 #   MOB_VENV=...      another folder than .venv
@@ -5,7 +6,7 @@
 #   MOB_TORCH=cuda    take the CUDA build of torch instead of the CPU build
 #   MOB_PYTHON=...    the Python to use (default: python3), at least 3.10
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 MOB_VENV=${MOB_VENV:-.venv}
 MOB_PINS=${MOB_PINS:-scripts/constraints.txt}
@@ -13,7 +14,7 @@ MOB_PINS=${MOB_PINS:-scripts/constraints.txt}
 mob_setup() {
   local python=${MOB_PYTHON:-python3} wanted
   # The marker holds what was installed from: a changed dependency sets up again.
-  wanted="${MOB_TORCH:-cpu} $(cat {,LLaVA/,LLaVA-Next/,Qwen2-VL/,RedundancyCodebook/}pyproject.toml */setup.py "$MOB_PINS" scripts/setup.sh | cksum)"
+  wanted="${MOB_TORCH:-cpu} $(cat {,LLaVA/,LLaVA-Next/,Qwen2-VL/,RedundancyCodebook/}pyproject.toml ./*/setup.py "$MOB_PINS" scripts/setup.sh | cksum)"
   [ -f "$MOB_VENV"/.ready ] && [ "$(cat "$MOB_VENV"/.ready)" = "$wanted" ] && return 0
 
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then

@@ -32,3 +32,18 @@ def failure(capsys) -> str:
 def ask(data, questions, answers, *more, main=model_vqa_loader.main):
     given = ["--question-file", str(questions), "--image-folder", str(data.images), "--answers-file", str(answers)]
     return main([*given, *COMMON, *more])
+
+
+def answers(path, texts, **more):
+    """An answers file: {question id: text}."""
+    return lines(path, [{"question_id": name, "prompt": "p", "text": text, **more} for name, text in texts.items()])
+
+
+def as_json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+    return path
+
+
+def flags(**given):
+    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]

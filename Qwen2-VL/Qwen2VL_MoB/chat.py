@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
+from mob.audit.writing import digest_of, layers_of, shown
 from mob.flags import add_mob_flags, resolve
 from mob.video import probe
 from Qwen2VL_MoB.dialogue import LENGTH
@@ -62,8 +63,7 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
 def ask(args: argparse.Namespace) -> str:
     """Answer ``args.query``; prints the answer as it comes, and to standard error what was kept."""
     pictures = [to_picture(file) for file in args.image_file or ()]  # before the model, which takes longer
-    for file in args.video_file or ():
-        probe(file)
+    clips = {file: probe(file) for file in args.video_file or ()}
     tokenizer, model = load(args)
     frames = {"fps": args.fps, "max_frames": args.max_frames}
     frames = {key: value for key, value in frames.items() if value is not None}
@@ -83,7 +83,11 @@ def ask(args: argparse.Namespace) -> str:
     )
     say(_describe(model, time.perf_counter() - started))
     if args.save_record:
-        _save(args, model, answer)
+        named = zip(pictures, args.image_file or (), strict=True)
+        seen = [shown(one.size, name=name, digest=digest_of(one), box=(0, 0, *one.size)) for one, name in named]
+        sizes = {file: (info.width, info.height) for file, info in clips.items()}
+        seen += [shown(sizes[file], video=file, box=(0, 0, *sizes[file])) for file in args.video_file or ()]
+        _save(args, model, answer, seen)
     return answer
 
 
@@ -108,11 +112,12 @@ def _describe(model: Any, seconds: float) -> str:
     )
 
 
-def _save(args: argparse.Namespace, model: Any, answer: str) -> None:
+def _save(args: argparse.Namespace, model: Any, answer: str, pictures: list[dict[str, Any]]) -> None:
     records = model.pruning.records
     if not records:
         raise ValueError("--save-record shows what was kept, but nothing was dropped: give --mob-K")
     values = {"query": args.query, "answer": answer} | records[0].to_dict()
+    values |= {"layers": layers_of(model.config), "pictures": pictures}
     try:
         Path(args.save_record).write_text(json.dumps(values) + "\n")
     except OSError as error:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from llava.provenance import provenance
 from llava.scenes.checkpoint import PATH
-from paper.grid import MODELS, ROOT, Cell
+from paper.grid import LMMS_SCENES, MODELS, ROOT, SCENES, Cell
 
 _BIN = 0.01  # width of the histogram of eta, which lies in 0 .. 2
 
@@ -105,7 +105,9 @@ def summary(records: Iterable[dict[str, Any]], layers: int) -> tuple[dict | None
 
 def _tokens(row: dict[str, Any], layers: int) -> tuple[float, float, float]:
     N, K, layer = row["N"], row["K"], row["layer"]
-    return N, K, (layer * N + (layers - layer) * K) / layers
+    stages = row.get("stages") or []
+    whole, arrive = (stages[0]["N"], stages[-1]["K"]) if stages else (N, N)  # rules before the decoder come first
+    return whole, K, (layer * arrive + (layers - layer) * K) / layers
 
 
 def distribution(values: list[float]) -> dict[str, Any]:
@@ -175,7 +177,7 @@ LMMS = {
     "VQAv2": ("vqav2_val", ("exact_match",), 100),
     "OCRBench": ("ocrbench", ("ocrbench_accuracy",), 1000),
     "ActivityNet": ("activitynetqa", ("gpt_eval_accuracy",), 1),
-    "scenes": ("mob_scenes", ("accuracy",), 100),
+    LMMS_SCENES: ("mob_scenes", ("accuracy",), 100),
 }
 
 
@@ -205,6 +207,8 @@ class Lmms(Commands):
         return words + ([] if cell.limit is None else ["--limit", str(cell.limit)])
 
     def run(self, cell: Cell) -> Result:
+        if _version("mob-lmms-eval") is None:
+            raise RunFailed("lmms-eval is not installed: run scripts/install_eval.sh")
         words, folder = self._words(cell), self.folder(cell)
         resumed = (folder / "log.txt").exists()
         began = time.perf_counter()
@@ -289,8 +293,7 @@ class Scripts(Commands):
         words = ["bash", str(script), "all" if settings is None else str(settings["K"]), self.checkpoint(cell)]
         if settings is not None:
             words += ["--mob-config", str(folder / "mob.json")]
-        if "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ""):  # one process: one file of records
-            words += ["--log-retained-patches", str(folder / "retained.jsonl")]
+        words += ["--log-retained-patches", str(folder / "retained.jsonl")]  # of several GPUs: retained-4_0.jsonl ...
         return [*words, "--batch-size", str(self.batch), *shlex.split(self.extra)]
 
     def command(self, cell: Cell) -> str:
@@ -317,16 +320,30 @@ class Scripts(Commands):
             if not found:
                 raise RunFailed(f"{script} printed no score; see {folder / 'log.txt'}")
             score, metric = scale * (sum(found) if cell.benchmark == "MME" else found[-1]), f"what {script} prints"
-        records, tokens, eta = folder / "retained.jsonl", None, None
-        count = None
-        if records.exists():
-            rows = [json.loads(line) for line in records.read_text().splitlines()]
-            count = len(rows)
-            kept = (row["retained_patches"] for row in rows if row.get("retained_patches"))
-            tokens, eta = summary(kept, MODELS[cell.model].layers)
-        dataset = {"name": data, "revision": None}  # files that the user has put there
+        rows = [json.loads(line) for file in _records(folder) for line in file.read_text().splitlines()]
+        kept = (row["retained_patches"] for row in rows if row.get("retained_patches"))
+        tokens, eta = summary(kept, MODELS[cell.model].layers)
+        count = len(rows) or None
+        dataset = {"name": data, "revision": None, "sha256": _asked(folder)}  # files that the user has put there
         details = {"resumed": resumed, "script": script}
         return Result(score, metric, seconds, count, tokens=tokens, eta=eta, dataset=dataset, details=details)
+
+
+def _records(folder: Path) -> list[Path]:
+    """What was kept: one file, or one of each GPU, those of the newest division."""
+    files = sorted(folder.glob("retained*.jsonl"), key=lambda file: file.stat().st_mtime)
+    if not files:
+        return []
+    division = files[-1].stem.rpartition("_")[0]
+    return [file for file in files if file.stem.rpartition("_")[0] == division]
+
+
+def _asked(folder: Path) -> dict[str, str]:
+    """SHA-256 of the question files, as the answers' settings name them."""
+    found: dict[str, str] = {}
+    for file in sorted(folder.rglob("*.settings.json")):
+        found |= json.loads(file.read_text()).get("questions", {})
+    return found
 
 
 def link(source: Path, target: Path) -> None:
@@ -345,7 +362,9 @@ def runner_for(cell: Cell, harness: str, **options: Any) -> Runner:
     """``harness``: "lmms" or "llava"; benchmarks that lmms-eval does not have go to the scripts either way."""
     from paper.local import Formula, Scenes
 
-    if cell.model == "scenes":
+    if cell.benchmark == LMMS_SCENES:
+        return Lmms(**options)
+    if cell.model == SCENES:
         return Scenes()
     if cell.benchmark in Formula.columns:
         return Formula()

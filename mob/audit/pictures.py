@@ -79,18 +79,24 @@ class Album:
             return NAMELESS
         if self.root.is_file():
             return self.root
+        best: list[Path] = []
         if reference.name:
             parts = PurePosixPath(reference.name.replace("\\", "/").lower()).parts
             files = self._names.get(parts[-1], []) if parts else []
             if not files and parts:  # logs and question files like to leave out the suffix
                 files = [f for suffix in sorted(_PICTURES | _VIDEOS) for f in self._names.get(parts[-1] + suffix, [])]
-            if best := _longest_match(files, parts):
-                return best[0] if len(best) == 1 else AMBIGUOUS
+            best = _longest_match(files, parts)
+            if len(best) == 1:
+                return best[0]
         if reference.digest and (file := self._by_hash(reference.digest, progress or _silent)):
             return file
+        if best:
+            return AMBIGUOUS
         return ABSENT if reference.name or reference.digest else NAMELESS
 
     def _by_hash(self, digest: str, progress: Progress) -> Path | None:
+        if saved := self._names.get(f"{digest}.png"):  # by ``mob.audit.writing.save_picture``
+            return saved[0]
         if self._hashes is None:
             files = [file for some in self._names.values() for file in some]
             with ThreadPoolExecutor() as pool:

@@ -1,9 +1,10 @@
+# shellcheck shell=bash disable=SC2034 # the scripts use the arrays
 # What the training scripts of LLaVA-1.5 share: the published settings, one place for each. Sourced, not run.
 #
 # LAUNCH starts the processes: "deepspeed --module" (default), "torchrun --nproc_per_node 8 --module",
 # "accelerate launch --module". Flags given to a script come last and win.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 
 every_stage=(
   --vision_tower openai/clip-vit-large-patch14-336

@@ -10,6 +10,7 @@ import pytest
 
 from llava.scenes.generator import sample
 from llava.scenes.questions import ASK, TASKS
+from no_skips import pytest_runtest_makereport  # noqa: F401
 
 SCENES = 5
 

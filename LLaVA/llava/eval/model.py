@@ -17,8 +17,9 @@ from llava.eval.answering import Question, Report, finish, run
 from llava.eval.files import folder
 from llava.eval.prompts import build_prompt, encode
 from llava.eval.run_llava import EMBEDDED, Asker
-from llava.mm_utils import get_model_name_from_path, process_images
+from llava.mm_utils import get_model_name_from_path, process_images, seen_box
 from mob import RetainedPatches
+from mob.audit.writing import digest_of, layers_of, save_picture, shown
 from mob.media import ImageError, load_image, load_image_from_base64
 
 LETTER_PROMPT = "Answer with the option's letter from the given choices directly."
@@ -26,10 +27,11 @@ LETTER_PROMPT = "Answer with the option's letter from the given choices directly
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of one question as the model takes them, and their (width, height) before."""
+    """Pictures of one question as the model takes them, and their (width, height) before; SHA-256 for the log."""
 
     tensors: list[Tensor]
     sizes: list[tuple[int, int]]
+    digests: list[str | None]
 
 
 class Llava:
@@ -45,7 +47,19 @@ class Llava:
         self.settings = model_settings(args.model_path or EMBEDDED.name, model, self.asker.mob)
 
     def process(self, media: list[Image.Image]) -> Pictures:
-        return Pictures(self._tensors(media), [image.size for image in media])
+        digests = [digest_of(image) if self.args.log_retained_patches else None for image in media]
+        if self.args.save_pictures:
+            for image in media:
+                save_picture(image, self.args.save_pictures)
+        return Pictures(self._tensors(media), [image.size for image in media], digests)
+
+    def shown(self, media: Pictures, files: Sequence[str]) -> dict[str, Any]:
+        asker, names = self.asker, files or [None] * len(media.sizes)
+        pictures = [
+            shown(size, name=name, digest=digest, box=seen_box(size, asker.image_processor, asker.model.config))
+            for size, name, digest in zip(media.sizes, names, media.digests, strict=True)
+        ]
+        return {"pictures": pictures, "layers": layers_of(asker.model.config)}
 
     def _tensors(self, images: list[Image.Image]) -> list[Tensor]:
         """One by one: a picture's pixels must not depend on what else is in its batch."""
@@ -165,7 +179,7 @@ def picture_question(
     query = prompt if query is None else query
     if DEFAULT_IMAGE_TOKEN in query:  # the pictures come first whatever a question's text says
         query = query.replace(DEFAULT_IMAGE_TOKEN, "").strip()
-    return Question(row, query, load)
+    return Question(row, query, load, files=() if image is None or inline is not None else (image,))
 
 
 def ask_pictures(args: argparse.Namespace, questions: Any) -> int:

@@ -26,6 +26,7 @@ from llava.eval.prompts import build_prompt, encode
 from llava.mm_utils import get_model_name_from_path, load_images, process_images, seen_box
 from llava.model.builder import best_device, load_pretrained_model
 from mob import MoBConfig, RetainedPatches
+from mob.audit.writing import digest_of, layers_of, shown
 from mob.cost import cost
 from mob.flags import add_mob_flags, resolve
 from mob.picture import overlay
@@ -166,17 +167,34 @@ def describe(asker: Asker, answer: Answer) -> str:
 
 def save(asker: Asker, answer: Answer, images: list[Image.Image], args: Any) -> None:
     """Write --overlay and --save-record."""
-    picture, record = getattr(args, "overlay", None), getattr(args, "save_record", None)
-    if (picture or record) and answer.record is None:
-        raise ValueError("--overlay and --save-record show what was kept, but nothing was dropped: give --mob-K")
-    if record:
-        values = {"query": args.query, "answer": answer.text} | answer.record.to_dict()
-        _write(record, "--save-record", lambda target: target.write_text(json.dumps(values) + "\n"))
-    if picture:
+    named = zip(image_parser(args), images, strict=True)
+    save_record(asker, answer, args, [described(image, name, asker.seen(image)) for name, image in named])
+    if picture := getattr(args, "overlay", None):
         for number, image in enumerate(images):
             target = Path(picture) if number == 0 else Path(picture).with_stem(f"{Path(picture).stem}-{number}")
             drawn = overlay(image, answer.record, number=number, box=asker.seen(image))
             _write(target, "--overlay", drawn.save)
+
+
+def described(image: Image.Image, name: str, box: tuple[float, float, float, float]) -> dict[str, Any]:
+    """What a record says of a picture."""
+    return shown(image.size, name=name, digest=digest_of(image), box=box)
+
+
+def save_record(asker: Any, answer: Answer, args: Any, pictures: list[dict[str, Any]]) -> None:
+    """Write --save-record; ``pictures``: what was shown, as ``mob.audit`` reads it.
+
+    Raises:
+        ValueError: this or --overlay is wanted and nothing was dropped, or the file cannot be written.
+    """
+    target = getattr(args, "save_record", None)
+    if (target or getattr(args, "overlay", None)) and answer.record is None:
+        raise ValueError("--overlay and --save-record show what was kept, but nothing was dropped: give --mob-K")
+    if not target:
+        return
+    values = {"query": args.query, "answer": answer.text} | answer.record.to_dict()
+    values |= {"layers": layers_of(asker.model.config), "pictures": pictures}
+    _write(target, "--save-record", lambda file: file.write_text(json.dumps(values) + "\n"))
 
 
 def _write(target: str | Path, flag: str, write: Callable[[Path], Any]) -> None:

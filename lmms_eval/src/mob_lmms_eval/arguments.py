@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from mob.codebook_file import allow_codebooks_of
 from mob.config import MoBConfig
 from mob.flags import DEFAULT
 from mob.methods import METHODS, create, parse
@@ -21,6 +22,7 @@ COMMON: dict[str, type] = {
     "mob": bool,  # False: do not prune
     "log_retained_patches": bool,
     "resume": str,  # folder in which answers are kept while they come
+    "save_pictures": str,  # folder for the pictures that are shown, which the audit then finds
     "replay": str,  # log, whose kept indices are used again
 }
 _LAYER = "layer"  # a second name of l_idx
@@ -59,6 +61,7 @@ def read(given: Mapping[str, Any], family: Mapping[str, type]) -> tuple[dict[str
             raise ValueError("--model_args sets the layer twice, as layer and as l_idx: keep one of them")
         mob["l_idx"] = mob.pop(_LAYER)
     settings(mob, None, True)
+    allow_codebooks_of(mob)
     return own, mob
 
 

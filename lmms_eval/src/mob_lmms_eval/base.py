@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ from transformers.utils import logging as transformers_logging
 
 from llava.model.formats import local_folder
 from mob import MoBConfig, Pruning
+from mob.audit.writing import layers_of, save_picture
 from mob.methods import parse
+from mob.picture import Box
 from mob.pruner import ANSWER
 from mob_lmms_eval import arguments, logs, samples
 from mob_lmms_eval.command import one_line
@@ -83,7 +86,7 @@ class MoBModel(lmms):
             self.batch_size = _batch_size(batch_size)
             options, mob = arguments.read(model_args, self.OPTIONS)
             self._replays = logs.replays(options["replay"]) if "replay" in options else None
-            self._log = options.get("log_retained_patches", False)
+            self._log, self._album = options.get("log_retained_patches", False), options.get("save_pictures")
             with _quiet():
                 self.load(options, device or best_place())
             self.model.generation_config.max_length = None  # max_new_tokens is always said; both together warn
@@ -119,6 +122,10 @@ class MoBModel(lmms):
     @abstractmethod
     def inputs(self, texts: Sequence[str], batch: Sequence[Sample]) -> dict[str, Tensor]:
         """What the model takes, padded on the left."""
+
+    def seen(self, pictures: int, size: tuple[int, int], video: bool) -> Box:
+        """What the model sees of one of ``pictures`` pictures, or of a video, in its pixels: all of it."""
+        return 0.0, 0.0, float(size[0]), float(size[1])
 
     # ------------------------------------------------------------------------------------------- asked by lmms-eval
 
@@ -162,6 +169,9 @@ class MoBModel(lmms):
         first = requests[0]
         with one_line(f"{first.task_name}, documents {first.doc_id} to {requests[-1].doc_id}: "):
             batch = [samples.read(request, self.task_dict) for request in requests]
+            if self._album is not None:
+                for image in (image for one in batch for image in one.pictures):
+                    save_picture(image, self._album)
             kwargs = dict(first.args[1]) if batch[0].kind == GENERATE else {}
             keep = self._journal is not None and not _samples_randomly(kwargs)
             keys = [one.key(kwargs, self._settings) for one in batch] if keep else []
@@ -252,8 +262,9 @@ class MoBModel(lmms):
                 "split": one.split,
                 "doc_id": one.doc_id,
                 "idx": one.idx,
-                "pictures": one.media(),
+                "pictures": one.shown(partial(self.seen, len(one.pictures))),
                 "conv_template": self.conv_template,
+                "layers": layers_of(self.model.config),
                 **(record.to_dict() if record is not None else {}),
             }
             for one, record in zip(batch, noted, strict=True)

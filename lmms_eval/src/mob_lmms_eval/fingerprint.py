@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("torch", "transformers", "lmms-eval", "mob")
-_ASIDE = ("resume", "log_retained_patches")  # change where things go, not what is answered
+_ASIDE = ("resume", "log_retained_patches", "save_pictures")  # change where things go, not what is answered
 
 
 def fingerprint(model: Any, options: dict[str, Any]) -> str:

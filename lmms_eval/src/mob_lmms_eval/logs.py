@@ -18,7 +18,7 @@ from mob.record import RetainedPatches
 FIELD = "retained_patches"  # in an entry of token_counts
 VARYING = ("milliseconds",)
 _SAMPLES = "_samples_"
-_OWN = ("task", "split", "doc_id", "idx", "pictures", "conv_template")
+_OWN = ("task", "split", "doc_id", "idx", "pictures", "conv_template", "layers")
 
 Line = dict[str, Any]
 

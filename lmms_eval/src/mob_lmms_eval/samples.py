@@ -13,7 +13,10 @@ from typing import Any
 
 from PIL import Image
 
+from mob.audit.writing import shown
 from mob.media import load_image
+from mob.picture import Box
+from mob.video import probe
 
 GENERATE, SCORE = "generate_until", "loglikelihood"
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -31,6 +34,7 @@ class Sample:
         continuation: of SCORE, the text whose likelihood is wanted.
         pictures: RGB, in their order. videos: paths.
         idx: number of the request among those of its document (choices of a question).
+        names: of the pictures; None where a dataset holds the picture itself.
         padding: lmms-eval repeats a request so that processes have equally many; its answer is dropped.
     """
 
@@ -43,15 +47,26 @@ class Sample:
     continuation: str | None = None
     pictures: list[Image.Image] = field(default_factory=list)
     videos: list[str] = field(default_factory=list)
+    names: list[str | None] = field(default_factory=list)
     padding: bool = False
 
     def media(self) -> list[dict[str, Any]]:
         """What was shown: SHA-256 of a picture's RGB pixels (of a video: its file), width and height."""
-        shown = [
+        pictures = [
             {"sha256": hashlib.sha256(one.tobytes()).hexdigest(), "width": one.width, "height": one.height}
             for one in self.pictures
         ]
-        return shown + [{"sha256": _hash(path), "video": Path(path).name} for path in self.videos]
+        return pictures + [{"sha256": _hash(path), "video": Path(path).name} for path in self.videos]
+
+    def shown(self, seen: Callable[[tuple[int, int], bool], Box]) -> list[dict[str, Any]]:
+        """The same with the names of pictures that are files, sizes of videos, and what the model saw:
+        ``seen(size, is a video)``."""
+        sizes = [(one.size, False) for one in self.pictures] + [(_size(path), True) for path in self.videos]
+        names = [*self.names, *[None] * len(self.videos)]
+        return [
+            shown(size, name=name, video=one.get("video"), digest=one["sha256"], box=seen(size, video))
+            for (size, video), name, one in zip(sizes, names, self.media(), strict=True)
+        ]
 
     def key(self, generation: Mapping[str, Any], settings: str) -> str:
         """Names this question to this model; equal keys have equal answers."""
@@ -81,8 +96,9 @@ def read(request: Any, dataset: Mapping[str, Any]) -> Sample:
     continuation = None
     if request.request_type == SCORE:
         continuation = str(second(doc)) if callable(second) else second
-    pictures, videos = _visuals(to_visual, doc)
-    return Sample(**common, split=split, text=text, continuation=continuation, pictures=pictures, videos=videos)
+    pictures, names, videos = _visuals(to_visual, doc)
+    given = {"pictures": pictures, "names": names, "videos": videos}
+    return Sample(**common, split=split, text=text, continuation=continuation, **given)
 
 
 def placed(text: str, pictures: int, mark: str) -> str:
@@ -121,18 +137,27 @@ def cut(text: str, until: list[str]) -> str:
     return text[: min(ends, default=len(text))].strip()
 
 
-def _visuals(to_visual: Callable[[Any], Any] | None, doc: Any) -> tuple[list[Image.Image], list[str]]:
-    pictures, videos = [], []
+def _visuals(to_visual: Any, doc: Any) -> tuple[list[Image.Image], list[str | None], list[str]]:
+    """(pictures, their names, videos) of a document."""
+    pictures, names, videos = [], [], []
     for one in (to_visual(doc) if to_visual else None) or ():
         if isinstance(one, Image.Image):
             pictures.append(one.convert("RGB"))
+            names.append(Path(one.filename).name if getattr(one, "filename", "") else None)
         elif isinstance(one, str) and one.lower().endswith(_PICTURES):
             pictures.append(load_image(one))
+            names.append(Path(one).name)
         elif isinstance(one, str):
             videos.append(one)
         else:
             raise ValueError(f"the task shows a {type(one).__name__}: these models look at pictures and videos only")
-    return pictures, videos
+    return pictures, names, videos
+
+
+@lru_cache(maxsize=4096)
+def _size(path: str) -> tuple[int, int]:
+    clip = probe(path)
+    return clip.width, clip.height
 
 
 @lru_cache(maxsize=4096)

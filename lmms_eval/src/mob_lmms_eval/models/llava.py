@@ -13,8 +13,9 @@ from llava.constants import IMAGE_PLACEHOLDER
 from llava.conversation import conv_mode_for, conv_templates
 from llava.eval.prompts import build_prompt, encode
 from llava.eval.run_llava import EMBEDDED
-from llava.mm_utils import get_model_name_from_path, process_images
+from llava.mm_utils import get_model_name_from_path, process_images, seen_box
 from llava.model.builder import load_pretrained_model
+from mob.picture import Box
 from mob_lmms_eval.base import MoBModel, checkpoint
 from mob_lmms_eval.samples import Sample, placed
 
@@ -53,6 +54,9 @@ class Llava(MoBModel):
         count, mode = len(sample.pictures), None if self.conv_template == OWN else self.conv_template
         text = placed(sample.text, count, IMAGE_PLACEHOLDER)
         return build_prompt(text, count, self.tokenizer, self.model.config, self.name, mode)
+
+    def seen(self, pictures: int, size: tuple[int, int], video: bool) -> Box:
+        return seen_box(size, self.image_processor, self.model.config)
 
     def tokens(self, text: str) -> list[int]:
         return encode(text, self.tokenizer)[0].tolist()

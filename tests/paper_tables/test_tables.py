@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from paper import figures, runners  # noqa: E402
 from paper.cli import main  # noqa: E402
-from paper.grid import AVERAGE, GRIDS, MODELS, Cell, grid, numbers  # noqa: E402
+from paper.grid import AVERAGE, GRIDS, LMMS_SCENES, MODELS, SCENES_COLUMNS, Cell, grid, numbers  # noqa: E402
 from paper.local import Scenes  # noqa: E402
 from paper.report import latency, lines, table  # noqa: E402
 from paper.runners import Lmms, Result, RunFailed, Scripts, runner_for  # noqa: E402
@@ -160,6 +160,7 @@ def test_latency_leaves_loading_out():
 
 def test_smoke_writes_provenance_and_goes_on(tmp_path, capsys, monkeypatch):
     command = ["table2", "--smoke", "--n", "1", "--json", str(tmp_path / "r.json"), "--rows", "LLaVA-1.5"]
+    command += ["--benchmarks", *SCENES_COLUMNS]
     assert main([*command, "--only", "vanilla"]) == 0
     assert "not run" in capsys.readouterr().out
     assert main(command) == 0
@@ -195,6 +196,23 @@ def test_smoke_writes_provenance_and_goes_on(tmp_path, capsys, monkeypatch):
     assert main(command) == 0
     with pytest.raises(AssertionError, match="ran again"):
         main([*command, "--again"])
+
+
+def test_smoke_goes_through_the_lmms_eval_command(tmp_path, capsys):
+    """One row of table 2 through the stock command, its files, and back into the table."""
+    command = ["table2", "--smoke", "--n", "3", "--json", str(tmp_path / "r.json"), "--work", str(tmp_path / "work")]
+    command += ["--rows", "LLaVA-1.5-7B's K=64", "--benchmarks", LMMS_SCENES]
+    assert main([*command, "--only", "eta prior"]) == 0
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if "eta prior" in line).split()
+    assert 0 <= float(row[row.index("here") + 1]) <= 100
+    assert "not run" in printed and "22 of 196 kept" in printed, "rows that were not run say so"
+    (cell,) = json.loads((tmp_path / "r.json").read_text())["cells"].values()
+    assert cell["runner"] == "lmms-eval" and cell["questions"] == 3 and cell["metric"] == "accuracy"
+    assert cell["tokens"]["K"] == 22 and cell["eta"]["count"] == 3 and cell["weights_sha256"]
+    assert cell["cell_command"].startswith("lmms-eval --model llava-v1.5-mob --model_args K=22,")
+    assert cell["dataset"]["name"] == "llava.scenes" and {"commit", "dirty", "device", "command"} <= set(cell)
+    assert {"lmms_eval", "mob-lmms-eval", "torch", "transformers"} <= set(cell["versions"])
 
 
 def test_a_failed_cell_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
@@ -263,6 +281,12 @@ def test_results_of_lmms_eval_are_read(tmp_path, monkeypatch):
     assert result.eta["histogram"] == {"1.23": 2} and result.dataset["name"] == "lab/MME"
 
 
+def test_tokens_of_rules_before_the_decoder():
+    early = {"method": "codebook", "layer": 0, "N": 576, "K": 144, "radius": 0.5}
+    record = {"keep_indices": [0], "N": 144, "K": 64, "layer": 2, "eta": None, "stages": [early]}
+    assert runners.summary([record], 32) == ({"N": 576, "K": 64, "mean_per_layer": (2 * 144 + 30 * 64) / 32}, None)
+
+
 def test_the_scripts_keep_cells_apart(tmp_path, monkeypatch):
     """GQA of two questions through bash, on the embedded checkpoint."""
     place = tmp_path / "eval" / "gqa"
@@ -278,6 +302,7 @@ def test_the_scripts_keep_cells_apart(tmp_path, monkeypatch):
     result = runner.run(first)
     assert result.score == 0 and result.questions == 1
     assert result.tokens["K"] == 64 and result.details["script"] == "gqa.sh"
+    assert list(result.dataset["sha256"]) == ["llava_gqa_testdev_balanced.jsonl"]
     assert runner.folder(first) != runner.folder(GQA64)
     assert not (place / "answers").exists()  # the user's data are only read
     with pytest.raises(RunFailed, match="MOB_EVAL_DATA"):
