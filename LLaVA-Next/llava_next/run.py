@@ -130,8 +130,7 @@ def eval_model(args: Any) -> Answer:
     Raises:
         ValueError: a picture, video, model or option that is wrong; the message is one line.
     """
-    kind = LLAVA if args.model_path is None else family(_config(args))
-    if kind == LLAVA:
+    if family_of(args) == LLAVA:
         _check_llava(args)
         return run_llava.eval_model(args)
     if args.model_base:
@@ -152,8 +151,15 @@ def eval_model(args: Any) -> Answer:
     return answer
 
 
-def _config(args: Any) -> dict[str, Any]:
-    return changed_config(read_config(local_folder(args.model_path)), overwrite=args.overwrite_config)
+def family_of(args: Any) -> str:
+    """Which family the command line asks; without a model it is the embedded LLaVA."""
+    if args.model_path is None:
+        return LLAVA
+    return family(changed_config(read_config(local_folder(args.model_path)), overwrite=args.overwrite_config))
+
+
+def add_config_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite-config", type=_object, help="keys of config.json that are to be others, as JSON")
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -224,7 +230,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--model-path", help=f"folder or hub name, such as {EXAMPLE} (default: the embedded LLaVA)")
     parser.add_argument("--model-base", help="of an adapter of LLaVA-1.5 or 1.6")
-    parser.add_argument("--overwrite-config", type=_object, help="keys of config.json that are to be others, as JSON")
+    add_config_flag(parser)
     parser.add_argument("--image-file", help="path or URL; several with --sep between")
     parser.add_argument("--video-file", help="path")
     parser.add_argument("--frames", type=positive, default=FRAMES, help=f"frames read of the video ({FRAMES})")

@@ -366,7 +366,8 @@ def test_old_flags_are_translated(capsys):
         (("--image_aspect_ratio", "anyres"), "no image_grid_pinpoints"),
     ],
 )
-def test_wrong_flags_are_one_line(world, squares, tmp_path, flags, message):
+def test_wrong_flags_are_one_line(world, squares, tmp_path, flags, message, monkeypatch):
+    monkeypatch.setattr("llava.train.build.is_bitsandbytes_available", lambda: False)
     with pytest.raises(ValueError, match=message) as error:
         trainer_for(world.flags(tmp_path, squares, *flags))
     assert "\n" not in str(error.value)

@@ -23,12 +23,11 @@ from llava.eval.answering import Question, Report, add_options, finish, run
 from llava.eval.files import folder, json_list
 from llava.eval.model import decode, generation_options, model_settings, per_sample
 from llava.eval.run_llava import positive
-from llava.model.formats import local_folder, read_config
 from llava_next.mm_utils import FRAMES, load_video, process_video
-from llava_next.model.builder import LLAVA, family
+from llava_next.model.builder import LLAVA
 from llava_next.processing import prepare, seen_of_frames
 from llava_next.prompts import build_prompt
-from llava_next.run import EXAMPLE, Asker
+from llava_next.run import EXAMPLE, Asker, add_config_flag, family_of
 from mob import RetainedPatches
 from mob.audit.writing import layers_of, shown
 from mob.video import VideoError
@@ -124,7 +123,7 @@ def find_video(place: Path, name: str) -> Path:
 
 
 def _check_model(args: argparse.Namespace) -> None:
-    if args.model_path is None or family(read_config(local_folder(args.model_path))) == LLAVA:
+    if family_of(args) == LLAVA:
         raise ValueError(f"--model-path {args.model_path}: videos need a model such as {EXAMPLE}")
 
 
@@ -144,6 +143,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--suffix", default="", help="text behind each question, such as a wish for a short answer")
     for flag in ("cache-dir", "model-max-length"):
         parser.add_argument(f"--{flag}", f"--{flag.replace('-', '_')}", help="no effect; old scripts give it")
+    add_config_flag(parser)
     add_options(parser, length=1024, temperature=0.0)
     args = parser.parse_args(argv)
     if args.answers_file is None:
