@@ -62,8 +62,9 @@ def steps(gram: Tensor, taken: Tensor, distance: Tensor, K: int) -> Tensor:
 
 
 def warps(block: int) -> int:
-    """For up to 16 numbers in a thread, and 32 in the largest blocks."""
-    return min(max(block // 512, 4), 32)
+    """For up to 16 numbers in a thread, and 32 in the largest blocks: a block has 1024 threads at most, which are 32
+    warps, or 16 of AMD's."""
+    return min(max(block // 512, 4), 16 if torch.version.hip else 32)
 
 
 @triton.jit(do_not_specialize=["K"])
