@@ -25,7 +25,7 @@ from mob.layout import ENCODERS, IMAGE, NOTE, VIDEO, Kept, declared
 from mob.methods import Rule, SpanView
 from mob.spans import Spans, find_kinds, find_real, find_spans
 from mob.stages import by_budget, view_of
-from mob.tensors import places_of
+from mob.tensors import on_device, places_of
 
 _STACKED = "mob_stacked"
 _PIXELS = ("pixel_values", "image_patches")
@@ -183,7 +183,7 @@ def _stage(
     places = places_of(alive, max((sum(row) for row in counts), default=0))
     out = torch.zeros_like(alive)
     for budget, members in by_budget(_parts(stage, settings, counts)).items():
-        rows, starts = torch.tensor(members, device=device).T[..., None]
+        rows, starts = on_device(members, device).T[..., None]
         at = places[rows, starts + torch.arange(budget.N, device=device)]
         if not budget.identity or stage.K is None:
             samples = [sample for sample, _ in members]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mob.spans import Spans
-from mob.tensors import expand
+from mob.tensors import expand, on_device
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Plan:
         """
         size = max(counts)
         order = keep.to(torch.uint8).sort(dim=1, stable=True).indices[:, -size:]
-        missing = size - torch.tensor(counts, device=keep.device)
+        missing = size - on_device(counts, keep.device)
         padding = torch.arange(size, device=keep.device) < missing[:, None]
         before = self.cut(layer - 1)
         rows = order if before is None else before.rows.gather(1, order)
@@ -158,10 +158,12 @@ class Plan:
 
     def _once(self, key: tuple, value: Any, make: Callable[[Any], Any]) -> Any:
         """``make(value)``, made once: all layers get the same objects from the model, one per kind of attention."""
-        key = (*key, id(value))
-        if key not in self._memo:
-            self._memo[key] = (value, make(value))  # holding the value keeps its id from being used again
-        return self._memo[key][1]
+        made = self._memo.setdefault(key, [])
+        for given, result in made:
+            if given is value:  # not by id(value): torch.compile would guard on it, and compile every token anew
+                return result
+        made.append((value, make(value)))
+        return made[-1][1]
 
     def _short_mask(self, layer: int, short: Short, cut: Cut | None, mask: Any, cache: Any, flash: bool) -> Any:
         """The mask that the model built, reduced to the rows and columns of a short layer.

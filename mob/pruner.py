@@ -28,7 +28,7 @@ from mob.record import RetainedPatches
 from mob.recorder import Clock, Recorder
 from mob.spans import Spans, find_kinds, find_real, find_spans
 from mob.stages import Stage, by_budget, view_of
-from mob.tensors import places_of, take
+from mob.tensors import on_device, places_of, take
 
 DEFAULT_LAYER = 2
 PLAN, ANSWER = "mob_plan", "mob_answer"
@@ -259,7 +259,7 @@ class Pruning:
         counts = plan.spans.prompt_counts
         with self._recorder.timed(hidden.device, self.record) as clock:
             for budget, members in by_budget(stage.parts).items():
-                rows, starts = torch.tensor(members, device=hidden.device).T[..., None]
+                rows, starts = on_device(members, hidden.device).T[..., None]
                 at = places[rows, starts + torch.arange(budget.N, device=hidden.device)]
                 if not budget.identity:
                     samples = [sample for sample, _ in members]
@@ -285,8 +285,9 @@ class Pruning:
         """Record what a stage kept of each sample, its pictures taken together."""
         for budget in dict.fromkeys(b for b in stage.budgets if not b.identity):
             members = [i for i, b in enumerate(stage.budgets) if b == budget]
-            at = places[members, : budget.N]
-            keep, centres = (mask[members].gather(1, at) for mask in chosen)
+            rows = on_device(members, hidden.device)
+            at = places[rows, : budget.N]
+            keep, centres = (mask[rows].gather(1, at) for mask in chosen)
             indices = places_of(keep, budget.K)
             selection = Selection(indices, centres.gather(1, indices))
             view = view_of(hidden, at, prompts, plan.spans.prompt_counts, members, stage.metric)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from mob.budget import Budget
 from mob.methods import Rule, SpanView
-from mob.tensors import places_of, take
+from mob.tensors import on_device, places_of, take
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def view_of(
         hidden: (B, T, d); prompt: bool (B, T) with ``prompt_counts[i]`` True entries in row i.
         places: (n, N) places in the rows of ``samples``, n row numbers that may repeat.
     """
-    rows = torch.tensor(samples, device=hidden.device)
+    rows = on_device(samples, hidden.device)
     lengths = [prompt_counts[sample] for sample in samples]
     questions = places_of(prompt[rows], max(lengths))
     mask = None if min(lengths) == max(lengths) else prompt[rows].gather(1, questions)

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+
+def on_device(numbers: Sequence, device: torch.device) -> Tensor:
+    """A tensor of numbers that the host knows. ``torch.tensor(numbers, device=device)`` would wait until the device has
+    done all that it was asked to do before."""
+    return torch.tensor(numbers).to(device, non_blocking=True)
 
 
 def places_of(mask: Tensor, count: int) -> Tensor:
