@@ -1,0 +1,192 @@
+"""Rules within the decoder equal slow versions that look at full attention maps (``tests/rules_reference.py``)."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+import mob
+import rules_reference as slow
+import zoo
+from mob.methods import create
+from mob.methods.base import Depth
+from mob.stages import schedule
+from tiny import batch
+from zoo import FAMILIES
+
+K, NEW = 7, 3
+FEW = ("llava", "llava_next", "qwen2_vl", "qwen3_vl", "kimi_k25")
+RULES = {
+    "fastv": ({}, slow.fastv),
+    "dart": ({}, slow.dart),
+    "sparsevlm": ({}, slow.sparsevlm),
+    "sparsevlm-plain": ({"recycle": False}, slow.sparsevlm_plain),
+    "sparsevlm2": ({}, slow.sparsevlm2),
+    "pyramiddrop": ({}, slow.pyramiddrop),
+}
+each_family = pytest.mark.parametrize("family", FEW)
+each_rule = pytest.mark.parametrize("rule", RULES)
+
+
+def settings(rule, **more):
+    return {"K": K, "method": rule.split("-")[0], "options": RULES[rule][0], **more}
+
+
+def plan_of(rule, family):
+    one, layers = (
+        create(rule.split("-")[0], RULES[rule][0]),
+        FAMILIES[family].make().config.get_text_config().num_hidden_layers,
+    )
+    first = 3 if family == "qwen3_vl" else 1
+    return lambda N: schedule(one, N, K, Depth(layers, first)) if N > K else []
+
+
+def reference(family, rule, **more):
+    return slow.SlowRules(FAMILIES[family].model(attention="eager"), RULES[rule][1], plan_of(rule, family), **more)
+
+
+@functools.cache
+def expected(family, rule):
+    out = []
+    for sample in FAMILIES[family].samples():
+        one = reference(family, rule)
+        answers, logits = one.generate([(zoo.one(sample), zoo.lengths(sample), NEW)])
+        out.append((answers[0], logits[0], one.kept[0]))
+    return out
+
+
+def generate(model, inputs, **more):
+    options = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, **more}
+    out = model.generate(**inputs, return_dict_in_generate=True, output_logits=True, **options)
+    return out.sequences[:, inputs["input_ids"].shape[1] :].tolist(), torch.stack(out.logits, 1), out
+
+
+@each_rule
+@each_family
+def test_generate_equals_the_reference(family, rule):
+    """A batch of three with unequal numbers of visual tokens, padded on the left, several cuts in one pass."""
+    one = FAMILIES[family]
+    model = one.model()
+    with mob.prune(model, **settings(rule)) as pruning:
+        answers, logits, _ = generate(model, zoo.collate(one.samples()))
+    for row, (ids, exact, kept) in enumerate(expected(family, rule)):
+        assert pruning.records[row].keep_indices == kept
+        assert answers[row] == ids
+        assert (logits[row] - exact.float()).abs().max() <= 1e-5 * max(1.0, exact.abs().max())
+    assert [record.K for record in pruning.records] == [K, K, 0]
+
+
+@each_rule
+@pytest.mark.parametrize("family", FEW[:3])
+def test_one_budget_over_all_pictures(family, rule):
+    one = FAMILIES[family]
+    sample, model = one.samples()[1], one.model()
+    with mob.prune(model, **settings(rule, per_picture=False)) as pruning:
+        answers, logits, _ = generate(model, zoo.one(sample))
+    exact = reference(family, rule, per_picture=False)
+    ids, slow_logits = exact.generate([(zoo.one(sample), zoo.lengths(sample), NEW)])
+    assert pruning.records[0].keep_indices == exact.kept[0] and answers == ids
+    assert (logits[0] - slow_logits[0].float()).abs().max() < 1e-5
+
+
+@each_rule
+@pytest.mark.parametrize("family", FEW[:2])
+def test_a_second_turn_with_a_new_picture(family, rule):
+    """What asks in the second turn sees what is left of the first, in each layer."""
+    one = FAMILIES[family]
+    model = one.model()
+    first, second = [1, 20, one.picture(0), 30, 31], [40, one.picture(1), 41, 42]
+    turns = [(zoo.one(part), zoo.lengths(part), NEW) for part in (first, second)]
+    exact = reference(family, rule)
+    ids, slow_logits = exact.generate(turns)
+    with mob.prune(model, **settings(rule)) as pruning:
+        answers, _, out = generate(model, turns[0][0])
+        whole = torch.cat([out.sequences, turns[1][0]["input_ids"]], 1)
+        cache, media = out.past_key_values, {k: v for k, v in turns[1][0].items() if k not in ("input_ids",)}
+        more = media | {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
+        later = model.generate(
+            **more, past_key_values=cache, max_new_tokens=NEW, do_sample=False, pad_token_id=0, output_logits=True,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+    assert [answers[0], later.sequences[0, whole.shape[1] :].tolist()] == ids
+    assert (torch.cat(later.logits) - slow_logits[1].float()).abs().max() < 1e-5
+    assert [record.keep_indices for record in pruning.records] == exact.kept
+
+
+@each_rule
+@pytest.mark.parametrize("family", ("llava", "qwen2_vl", "qwen3_vl"))
+def test_batched_padded_and_alone_are_the_same(family, rule):
+    """Also on the right, without a cache, with a static one, and by eager attention."""
+    one = FAMILIES[family]
+    model, samples = one.model(), one.samples()
+    kept = {}
+    with mob.prune(model, **settings(rule)) as pruning, torch.no_grad():
+        for how, inputs in {"batch": zoo.collate(samples), "cached": zoo.collate(samples)}.items():
+            model(**inputs, **positions(model, inputs), use_cache=how == "cached")
+            kept[how] = take(pruning)
+        kept["alone"] = []
+        for sample in samples:
+            model(**zoo.one(sample))
+            kept["alone"] += take(pruning)
+        model.generate(
+            **zoo.collate(samples), max_new_tokens=2, do_sample=False, pad_token_id=0, cache_implementation="static"
+        )
+        kept["static"] = take(pruning)
+    eager = one.model(torch.float32, "eager")
+    with mob.prune(eager, **settings(rule)) as pruning, torch.no_grad():
+        inputs = zoo.collate(samples, torch.float32)
+        eager(**inputs, **positions(eager, inputs))
+        kept["eager"] = take(pruning)
+    assert all(choice == kept["alone"] for choice in kept.values()), kept
+    assert [len(choice) for choice in kept["alone"]] == [K, K, 0]
+
+
+def positions(model, inputs):
+    """As generate counts them: keys, and so DART's pivots, depend on positions, and forward counts padding too."""
+    if hasattr(model.model, "get_rope_index"):
+        return {}
+    return {"position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)}
+
+
+def take(pruning):
+    out = [record.keep_indices for record in pruning.records]
+    pruning.clear()
+    return out
+
+
+@each_rule
+def test_padding_on_the_right(rule):
+    one = FAMILIES["llava"]
+    model, samples = one.model(), one.samples()
+    left = zoo.collate(samples)
+    rows = [row[mask.bool()].tolist() for row, mask in zip(left["input_ids"], left["attention_mask"], strict=True)]
+    with mob.prune(model, **settings(rule)) as pruning, torch.no_grad():
+        model(**left, **positions(model, left))
+        expected = take(pruning)
+        model(**batch(*rows, pad="right"), pixel_values=left["pixel_values"])
+        assert take(pruning) == expected
+
+
+@each_rule
+@each_family
+def test_keeping_everything_is_bit_identical(family, rule):
+    one = FAMILIES[family]
+    model, inputs = one.model(torch.float32), zoo.collate(one.samples(), torch.float32)
+    plain, logits, _ = generate(model, inputs)
+    with mob.prune(model, **settings(rule, K=10_000)):
+        same, same_logits, _ = generate(model, inputs)
+    assert same == plain and torch.equal(logits, same_logits)
+
+
+@each_rule
+def test_constant_pictures_keep_exactly_K_twice_the_same(rule):
+    """Equal tokens differ by their positions alone."""
+    model, inputs = FAMILIES["llava"].model(torch.float32), zoo.collate(FAMILIES["llava"].samples(), torch.float32)
+    inputs["pixel_values"] = torch.zeros_like(inputs["pixel_values"])
+    with mob.prune(model, **settings(rule)) as pruning, torch.no_grad():
+        model(**inputs)
+        first = take(pruning)
+        model(**inputs)
+        assert take(pruning) == first and [len(set(one)) for one in first] == [K, K, 0]
