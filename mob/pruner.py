@@ -24,7 +24,7 @@ from mob.covering import Selection
 from mob.early import ENCODED, EarlyStage, Generate, Shorter, brings_pictures, is_short, joined, shorten
 from mob.layout import ENCODERS, declared
 from mob.methods import parse
-from mob.methods.base import Depth, Merged
+from mob.methods.base import Depth, Recycled
 from mob.noting import Noting
 from mob.plan import Plan
 from mob.record import RetainedPatches
@@ -206,7 +206,7 @@ class Pruning:
             self._warn_of_other_span(settings, spans)
         stages = self._stages(settings, spans)
         if self.record and (past == 0 or any(spans.visual_counts)):
-            self._recorder.open(spans, stages, settings.method)
+            self._recorder.open(spans, stages, settings.method, len(self._anatomy.layers))
         if all(budget.identity for stage in stages for budget in stage.budgets):
             return self._go_on(cache, length, past)
         self._anatomy.check_window(cache, length)
@@ -277,7 +277,7 @@ class Pruning:
                     if source is not None:
                         view = replace(view, probe=probe.probes(source, samples, at, counts))
                     selection = stage.rule.select(view, budget)
-                    if isinstance(selection, Merged):
+                    if isinstance(selection, Recycled):
                         into = torch.full(visual.shape, -1, device=hidden.device) if into is None else into
                         into[rows, at] = at.gather(1, selection.into.clamp_min(0)).masked_fill(selection.into < 0, -1)
                     at = at.gather(1, selection.indices)

@@ -200,7 +200,7 @@ class SlowRules(SlowDecoder):
         text = [i for i in range(start, end) if ids[i] not in self.visual_ids]
         after = [i for i in text if i > all_visual[-1]]
         prompt = after or [i for i in text if i > 0]
-        last = end - 1
+        last = max(i for i in now if start <= i < end)  # a picture at the end may have lost its last token
         raters = find_raters(embeddings, all_visual, prompt) if after else [last]
         alive = [i for i in all_visual if i not in self.dropped]
         lengths = left[turn] if self.per_picture else [len(alive)]

@@ -33,6 +33,7 @@ class PyramidDrop:
     objective = "alignment"
     needs = ("own attention",)
     where = "layers 8, 16, 24 of 32"
+    stages = 3
 
     layers: Sequence[int] | None = None
 

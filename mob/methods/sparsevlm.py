@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mob.budget import Budget, round_half_up
 from mob.covering import Selection
-from mob.methods.base import Depth, Merged, SpanView, highest, register
+from mob.methods.base import Depth, Recycled, SpanView, highest, register
 from mob.methods.schedules import PUBLISHED_TOKENS, check_layers, interpolated, layers_of
 
 LAYERS = (3, 7, 16)  # after layers 2, 6 and 15 have run
@@ -46,6 +46,7 @@ class SparseVLM:
     objective = "alignment"
     needs = ("embeddings", "attention")
     where = "layers 3, 7, 16 of 32"
+    stages = 3
 
     recycle: bool = True
     layers: Sequence[int] | None = None
@@ -60,7 +61,7 @@ class SparseVLM:
         return _plan(self, [with_merged(one) if self.recycle else one for one in lists], N, K, depth)
 
     @torch.no_grad()
-    def select(self, view: SpanView, budget: Budget) -> Selection | Merged:
+    def select(self, view: SpanView, budget: Budget) -> Selection | Recycled:
         scores = view.probe.attention(raters(view)).mean(1)
         if not self.recycle:
             return highest(scores, budget.K)
@@ -74,7 +75,7 @@ class SparseVLM:
         into = into.scatter(1, spare, spare.gather(1, cluster))
         kept = torch.zeros_like(into, dtype=torch.bool).scatter(1, order[:, :own], True).scatter(1, spare, centres)
         indices = kept.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, : budget.K].contiguous()
-        return Merged(indices, torch.zeros_like(indices, dtype=torch.bool), into)
+        return Recycled(indices, torch.zeros_like(indices, dtype=torch.bool), into)
 
 
 @register("sparsevlm2")
@@ -91,10 +92,11 @@ class SparseVLMPlus:
         layers: as in ``sparsevlm``.
     """
 
-    paper = "SparseVLM+, arXiv 2410.04417 (second version)"
+    paper = "SparseVLM+, second version of the release of arXiv 2410.04417"
     objective = "alignment"
     needs = ("embeddings", "attention")
     where = "layers 3, 7, 16 of 32"
+    stages = 3
 
     layers: Sequence[int] | None = None
 

@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mob
 import rules_reference as slow
@@ -190,3 +191,130 @@ def test_constant_pictures_keep_exactly_K_twice_the_same(rule):
         first = take(pruning)
         model(**inputs)
         assert take(pruning) == first and [len(set(one)) for one in first] == [K, K, 0]
+
+
+# No maps
+
+
+class Shapes(TorchDispatchMode):
+    """Notes the shapes of all tensors that are made."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for one in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(one, torch.Tensor):
+                self.shapes.add(tuple(one.shape))
+        return out
+
+
+def made(model, inputs, lengths):
+    """Shapes that end in twice the same length: maps, and masks."""
+    with Shapes() as seen, torch.no_grad():
+        model(**inputs)
+    return {shape for shape in seen.shapes if len(shape) > 1 and shape[-1] == shape[-2] and shape[-1] in lengths}
+
+
+@each_rule
+def test_no_map_is_made(rule):
+    """Nothing of (T, T), at no length that a layer sees; with a cache and without one, as in training."""
+    one = FAMILIES["llava_next"]
+    model, inputs = one.model(torch.float32), zoo.one(one.samples()[0], torch.float32)
+    del inputs["attention_mask"]
+    T, N = inputs["input_ids"].shape[1], zoo.lengths(one.samples()[0])[0]
+    with mob.prune(model, **settings(rule)) as pruning:
+        model(**inputs)
+        (record,) = pruning.records
+        lengths = {T, *(T - N + left for left in (*(stage["K"] for stage in record.stages), K))}
+        assert made(model, inputs, lengths) == set()
+        assert made(model, inputs | {"use_cache": False}, lengths) == set()
+    eager = one.model(torch.float32, "eager")
+    with mob.prune(eager, **settings(rule)):
+        assert any(len(shape) == 4 for shape in made(eager, inputs, lengths)), "nothing would have been seen"
+
+
+# Stages
+
+
+@each_rule
+def test_records_know_every_stage(rule):
+    one = FAMILIES["llava_next"]
+    model, samples = one.model(), one.samples()
+    with mob.prune(model, **settings(rule)) as pruning, torch.no_grad():
+        model(**zoo.collate(samples))
+    layers, plan = 5, plan_of(rule, "llava_next")
+    for record, sample in zip(pruning.records, samples, strict=True):
+        N = sum(zoo.lengths(sample))
+        stages = plan(N)
+        seen = [sum([N, *(left for layer, left in stages if layer <= index)][-1:]) for index in range(layers)]
+        assert record.mean_tokens == pytest.approx(sum(seen) / layers) and record.depth == layers
+        assert [(stage["layer"], stage["K"]) for stage in record.stages] == stages[:-1]
+        assert type(record).from_json(record.to_json()) == record
+    assert pruning.records[2].mean_tokens == 0
+
+
+def test_a_single_layer_is_refused_where_a_rule_has_several():
+    model = FAMILIES["llava"].model()
+    for rule in ("sparsevlm", "sparsevlm2", "pyramiddrop"):
+        with pytest.raises(ValueError, match=f"{rule} prunes at several layers of its own; leave layer"):
+            mob.prune(model, K=K, method=rule, layer=2)
+    with pytest.raises(ValueError, match="layers 1 to 4"):
+        mob.prune(model, K=K, method="pyramiddrop", options={"layers": [2, 9]})
+    with pytest.raises(ValueError, match="ascending"):
+        mob.prune(model, K=K, method="pyramiddrop", options={"layers": [3, 2]})
+    with pytest.raises(ValueError, match="has 3 stages"):
+        mob.prune(model, K=K, method="sparsevlm", options={"layers": [2]})
+
+
+def test_layers_can_be_moved():
+    model = FAMILIES["llava_next"].model()
+    with mob.prune(model, K=K, method="pyramiddrop", options={"layers": [1, 4]}) as pruning, torch.no_grad():
+        model(**zoo.one(FAMILIES["llava_next"].samples()[0]))
+    (record,) = pruning.records
+    assert record.stages == [{"method": "pyramiddrop", "layer": 1, "N": 70, "K": 22}] and record.layer == 4
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_merged_tokens_pass_gradients_on(checkpointing):
+    """Also when layers run again; the mean of a cluster is made anew from what then arrives."""
+    one = FAMILIES["llava_next"]
+    model, inputs = one.model(), zoo.collate(one.samples()[:2])
+    labels = torch.where(inputs["input_ids"] > 29, inputs["input_ids"], -100)
+    model.train()
+
+    def gradients():
+        model.zero_grad()
+        with mob.prune(model, **settings("sparsevlm")) as pruning:
+            model(**inputs, labels=labels, use_cache=False).loss.backward()
+        assert len(pruning.records) == 2
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    plain = gradients()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    again = gradients()
+    assert len(plain) == len(again) > 0 and all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_dart_keeps_the_published_count_when_asked():
+    one = FAMILIES["llava_next"]
+    model = one.model()
+    for K_, count in ((7, 4), (8, 12), (23, 20), (64, 68)):
+        with mob.prune(model, K=K_, method="dart", options={"published": True}) as pruning, torch.no_grad():
+            model(**zoo.one(one.samples()[0]))
+        assert count == pruning.records[0].K
+
+
+def test_a_question_before_the_picture():
+    """Nothing follows the picture: its last token asks, as in the released FastV; SparseVLM's raters see nothing."""
+    one = FAMILIES["llava"]
+    sample = [1, 30, 31, 32, one.picture(0)]
+    for rule in RULES:
+        exact = reference("llava", rule)
+        exact.generate([(zoo.one(sample), zoo.lengths(sample), 1)])
+        with mob.prune(one.model(), **settings(rule)) as pruning:
+            generate(pruning.model, zoo.one(sample), max_new_tokens=1)
+        assert pruning.records[0].keep_indices == exact.kept[0], rule

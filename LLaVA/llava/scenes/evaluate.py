@@ -98,6 +98,8 @@ def settings_for(method: str, K: int, layer: int, seed: int) -> MoBConfig | None
         return None
     if method == DROP_ALL:
         return DropAll(K=1, l_idx=layer, method="random")
+    if getattr(METHODS[method], "stages", 1) > 1:  # it has layers of its own
+        layer = None
     return MoBConfig(K=K, l_idx=layer, method=method, options={"seed": seed} if method == "random" else {})
 
 
