@@ -105,14 +105,14 @@ class Probe:
         decoder = self.source.anatomy.decoder
         norm = next(getattr(decoder, name) for name in _NORMS if hasattr(decoder, name))
         hidden = self.source.here.hidden[self.samples]
-        return norm(take(hidden, self.places)), norm(take(hidden, self.questions))
+        return tuple(norm(take(hidden, at)).to(hidden.device) for at in (self.places, self.questions))
 
     def embeddings(self) -> tuple[Tensor, Tensor, Tensor]:
         """What entered layer 0: (n, V, d) all visual tokens of the sample in this pass, (n, V) bool which of them are
         real, (n, L, d) prompt."""
-        spans, hidden = self.source.spans, self.source.bottom.hidden
-        visual, prompt = (mask.to(hidden.device)[self.samples] for mask in (spans.visual, spans.prompt))
-        hidden = hidden[self.samples]
+        spans, device = self.source.spans, self.samples.device  # layers of a dispatched model are on several
+        visual, prompt = (mask.to(device)[self.samples] for mask in (spans.visual, spans.prompt))
+        hidden = self.source.bottom.hidden.to(device)[self.samples]
         places = places_of(visual, max(spans.visual_counts))
         return take(hidden, places), visual.gather(1, places), take(hidden, places_of(prompt, self.questions.shape[1]))
 
@@ -156,6 +156,7 @@ class _Reader:
     def shares(self, rows: Tensor, places: Tensor) -> Tensor:
         """Softmax attention of the tokens at ``rows`` (n, R) to those at ``places`` (n, N): (n, H, R, N)."""
         found, query = self._ask(rows)
+        rows, places = rows.to(query.device), places.to(query.device)
         with torch.autocast(query.device.type, enabled=False):
             dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
             query, key = query.to(dtype), found.key.to(dtype)
@@ -166,12 +167,12 @@ class _Reader:
                 logits = torch.tanh(logits / found.softcap) * found.softcap
             shares = self._masked(logits, rows).softmax(-1)
         columns = (places + self.past)[:, None, None].expand(-1, *shares.shape[1:3], -1)
-        return shares.gather(3, columns)
+        return shares.gather(3, columns).to(self.samples.device)
 
     def keys(self, rows: Tensor) -> Tensor:
         """Keys of the tokens of this pass, (n, S, H d); any ``rows`` will do."""
         key = self._ask(rows)[0].key[:, :, self.past :]
-        return key.transpose(1, 2).flatten(2)
+        return key.transpose(1, 2).flatten(2).to(self.samples.device)
 
     def bias(self, rows: Tensor, places: Tensor) -> Tensor:
         """What queries and keys of ones would give between tokens, (n, R, N), by the rotary tables alone.
@@ -181,7 +182,7 @@ class _Reader:
         tables = self.noted.kwargs.get("position_embeddings")
         if not (isinstance(tables, tuple) and len(tables) == 2):
             raise ValueError("this model has no rotary tables (cos, sin): use method='sparsevlm', its first version")
-        parts = [self._of_samples(table, -3) for table in tables]
+        parts = [self._of_samples(table, -3).to(rows.device) for table in tables]
         out = sum(take(part, rows) @ take(part, places).transpose(1, 2) for part in parts)
         return torch.where(out.abs() < 1e-6, torch.full_like(out, 1e-6), out)
 
@@ -193,11 +194,11 @@ class _Reader:
         if self._all is None:
             self._all = self._run(torch.arange(self.size, device=rows.device).expand(len(rows), -1))
         query = self._all.query
-        index = rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
+        index = rows.to(query.device)[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
         return self._all, query.gather(2, index)
 
     def _run(self, rows: Tensor) -> _HandedOver:
-        states = self.layer.input_layernorm(take(self.noted.hidden[self.samples], rows))
+        states = self.layer.input_layernorm(take(self.noted.hidden.to(rows.device)[self.samples], rows))
         given = {}
         for name in ("position_embeddings", "position_ids"):
             if (value := self.noted.kwargs.get(name)) is not None:
@@ -208,7 +209,8 @@ class _Reader:
 
     def _of_samples(self, value: Tensor, dim: int) -> Tensor:
         """The view's rows of a tensor with the batch, or one row for all of it, at ``dim``."""
-        return value.index_select(dim, self.samples if value.shape[dim] > 1 else torch.zeros_like(self.samples))
+        index = self.samples if value.shape[dim] > 1 else torch.zeros_like(self.samples)
+        return value.index_select(dim, index.to(value.device))
 
     def _masked(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Logits (n, H, R, C) of ``rows``, by the mask that the model made for this layer."""

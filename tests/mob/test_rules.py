@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 import mob
 import rules_reference as slow
@@ -318,3 +321,87 @@ def test_a_question_before_the_picture():
         with mob.prune(one.model(), **settings(rule)) as pruning:
             generate(pruning.model, zoo.one(sample), max_new_tokens=1)
         assert pruning.records[0].keep_indices == exact.kept[0], rule
+
+
+# Other ways to run
+
+
+@each_rule
+def test_beams(rule):
+    one = FAMILIES["llava"]
+    model, samples = one.model(), one.samples()[:1]
+    with mob.prune(model, **settings(rule)) as pruning:
+        model.generate(**zoo.collate(samples), num_beams=3, max_new_tokens=3, pad_token_id=0)
+        beams = take(pruning)
+        model.generate(**zoo.collate(samples), max_new_tokens=1, pad_token_id=0)
+        assert {tuple(kept) for kept in beams} == {tuple(kept) for kept in take(pruning)}
+
+
+@each_rule
+def test_after_a_rule_before_the_decoder(rule):
+    """What asks sees the shorter prompt; K of both rules hold."""
+    one = FAMILIES["llava_next"]
+    model = one.model()
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        pytest.skip("this transformers takes no encoded pictures")
+    name = rule.split("-")[0]
+    options = {"divprune": {"K": 20}, name: RULES[rule][0]}
+    with mob.prune(model, K=K, method=f"divprune+{name}", options=options) as pruning:
+        answers, _, _ = generate(model, zoo.collate(one.samples()[:2]))
+        for sample, answer in zip(one.samples(), answers, strict=False):
+            assert generate(model, zoo.one(sample))[0] == [answer]
+    records = pruning.records
+    assert [record.K for record in records] == [K] * 4 and all(record.stages[0]["K"] == 20 for record in records)
+    assert [record.keep_indices for record in records[:2]] == [record.keep_indices for record in records[2:]]
+
+
+@each_rule
+def test_weights_that_are_not_in_memory(rule):
+    """accelerate brings them layer by layer, and what a rule asks of a layer's parts too."""
+    accelerate = pytest.importorskip("accelerate")
+    one = FAMILIES["llava"]
+    inputs = zoo.collate(one.samples())
+    kept = []
+    for model in (one.model(), accelerate.cpu_offload(one.model(), torch.device("cpu"))):
+        with mob.prune(model, **settings(rule)) as pruning, torch.no_grad():
+            model(**inputs)
+        kept.append(take(pruning))
+    assert kept[0] == kept[1] and kept[0][0]
+
+
+def test_a_cache_that_cannot_be_read_goes_on_only_without_a_past():
+    """A first turn needs nothing from it; a second would ask for keys that it does not give."""
+    one = FAMILIES["llava"]
+    model, sample = one.model(), zoo.one(one.samples()[0])
+    with mob.prune(model, **settings("fastv")) as pruning, torch.no_grad():
+        model(**sample)
+        cache = DynamicCache()
+        cache.layers = [Packed() for _ in range(5)]
+        model(**sample, past_key_values=cache)
+        kept = take(pruning)
+        assert kept[0] == kept[1]
+        with pytest.raises(ValueError, match="cannot go on from a DynamicCache: use the default cache"):
+            model(**sample, past_key_values=cache)
+
+
+class Packed(DynamicLayer):
+    """Holds keys where nobody finds them, as quantised caches do."""
+
+    held = None
+
+    def update(self, keys, values, *rest, **more):
+        new = (keys, values)
+        self.held = new if self.held is None else tuple(torch.cat(both, 2) for both in zip(self.held, new, strict=True))
+        return self.held
+
+    def get_seq_length(self):
+        return 0 if self.held is None else self.held[0].shape[2]
+
+
+def test_models_that_cannot_be_asked_are_refused_by_name():
+    model = FAMILIES["llava"].model()
+    for layer in model.get_decoder().layers:
+        layer.attention = layer._modules.pop("self_attn")
+    for rule in ("fastv", "dart", "sparsevlm", "pyramiddrop"):
+        with pytest.raises(ValueError, match=f"method='{rule}' asks for attention, .* such as method='mob'"):
+            mob.prune(model, K=K, method=rule)
