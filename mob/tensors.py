@@ -24,6 +24,18 @@ def take(rows: Tensor, index: Tensor) -> Tensor:
     return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
 
 
+def merge(rows: Tensor, into: Tensor) -> Tensor:
+    """Rows (B, T, d) where some are means of several: ``into`` (B, T) is the row that a row is part of, -1 for none.
+
+    A row that only it is part of stays as it is, to the bit.
+    """
+    there = into >= 0
+    index = into.clamp_min(0)
+    size = torch.zeros_like(into).scatter_add(1, index, there.to(into.dtype))
+    total = torch.zeros_like(rows).scatter_add(1, index[..., None].expand_as(rows), rows * there[..., None])
+    return torch.where(size[..., None] > 1, total / size.clamp_min(1)[..., None].to(rows.dtype), rows)
+
+
 def expand(hidden: Tensor, rows: Tensor, length: int) -> Tensor:
     """What short layers gave, (B, S, d) -> (B, length, d).
 

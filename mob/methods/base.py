@@ -6,12 +6,16 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from mob.budget import Budget, check_keep
 from mob.covering import Selection
+
+if TYPE_CHECKING:  # rules never import the mechanism
+    from mob.probe import Probe
 
 
 @dataclass(frozen=True)
@@ -23,16 +27,25 @@ class SpanView:
         prompt: (B, L, d) hidden states of the prompt tokens, padded at the end; L may be 0.
         prompt_mask: (B, L) bool, True = real; None when nothing is padded.
         metric: "cosine" or "euclidean".
+        probe: answers questions about attention, keys and earlier states; there where the rule's ``needs`` name any.
     """
 
     visual: Tensor
     prompt: Tensor
     prompt_mask: Tensor | None = None
     metric: str = "cosine"
+    probe: Probe | None = None
 
 
 class Rule(Protocol):
     """A pruning rule: a frozen dataclass whose fields are its options.
+
+    Class attributes say what it is (``python -m mob.methods`` lists them): ``paper``, ``objective`` ("alignment",
+    "preservation" or "both"), ``needs``, what it looks at besides hidden states (see ``mob.probe``), and where that is
+    not one layer that the user chooses, ``where`` and the number of ``stages``.
+
+    A rule with ``plan(N, K, depth) -> [(layer, tokens left), ...]`` has a schedule of its own, one or several stages;
+    each asks ``select`` with what the stage before left as N. ``select`` may answer with ``Recycled``.
 
     A rule with ``early = True`` works before the decoder, on projected features and word embeddings. It may answer with
     ``keep(view, budget) -> bool (B, N)`` instead of ``select``; where ``adaptive`` is true it decides itself how many.
@@ -45,6 +58,7 @@ class Rule(Protocol):
 
 
 METHODS: dict[str, type] = {}
+DEFAULT_LAYER = 2
 
 
 def register(name: str) -> Callable[[type], type]:
@@ -109,12 +123,55 @@ def is_early(rule: Rule) -> bool:
 def create(name: str, options: Mapping[str, Any] | None = None) -> Rule:
     """The rule of that name. ValueError with a suggestion for an unknown name or option."""
     if name not in METHODS:
-        close = difflib.get_close_matches(str(name), list(METHODS), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known rules: {', '.join(sorted(METHODS))}"
-        raise ValueError(f"no pruning rule named {name!r}: {hint}")
+        raise ValueError(unknown(name))
     cls = METHODS[name]
     known = [f.name for f in dataclasses.fields(cls)]
     for option in options or {}:
         if option not in known:
             raise ValueError(f"rule {name!r} has no option {option!r}; its options: {', '.join(known) or 'none'}")
     return cls(**(options or {}))
+
+
+class Recycled(NamedTuple):
+    """A selection in which dropped tokens live on: kept ones become means.
+
+    Attributes:
+        indices, prompt_center: as of a ``Selection``.
+        into: (B, N) int64, the kept token whose mean a token is part of (its own index for a kept one), -1 for none.
+    """
+
+    indices: Tensor
+    prompt_center: Tensor
+    into: Tensor
+
+
+class Depth(NamedTuple):
+    """What a rule with several stages may know of a decoder: its layers, the first that may prune, and the layer that
+    the user asked for (None: none)."""
+
+    layers: int
+    first: int = 1
+    asked: int | None = None
+
+    @property
+    def layer(self) -> int:
+        """Where a rule with one stage works: 2 unless asked otherwise, or the first layer that allows it."""
+        return max(DEFAULT_LAYER, self.first) if self.asked is None else self.asked
+
+    def check(self, layer: int) -> None:
+        """ValueError for a layer where tokens cannot leave."""
+        if not self.first <= layer < self.layers:
+            raise ValueError(f"layer={layer}: this model can be pruned at layers {self.first} to {self.layers - 1}")
+
+
+def unknown(name: object) -> str:
+    """What to say of a name that no rule has."""
+    close = difflib.get_close_matches(str(name), list(METHODS), n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known rules: {', '.join(sorted(METHODS))}"
+    return f"no pruning rule named {name!r}: {hint}"
+
+
+def highest(scores: Tensor, K: int) -> Selection:
+    """The K highest scores of each row, (B, N) -> (B, K) ascending; of equal ones the first."""
+    indices = scores.sort(dim=1, descending=True, stable=True).indices[:, :K].sort(1).values
+    return Selection(indices, torch.zeros_like(indices, dtype=torch.bool))
