@@ -1,4 +1,4 @@
-"""Write the tables of README.md and of the model card from benchmarks/results: ``python benchmarks/make_tables.py``.
+"""Write the tables of the READMEs and of the model card from benchmarks/results: ``python benchmarks/make_tables.py``.
 
 Everything between ``<!-- table: NAME -->`` and ``<!-- end -->`` is replaced. ``--check`` only compares.
 """
@@ -13,7 +13,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-FILES = (ROOT / "README.md", ROOT / "LLaVA/llava/scenes/checkpoint/README.md")
+FILES = tuple(
+    ROOT / name for name in ("README.md", "LLaVA/llava/scenes/checkpoint/README.md", "RedundancyCodebook/README.md")
+)
 _BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TASKS = ("exist", "colour", "shape", "ocr", "pattern", "bgcolour", "modeshape", "modecolour", "count")
 
@@ -51,13 +53,81 @@ def by_task() -> str:
     """Every row of the evaluation, percent right in each kind."""
     lines = [["rule", "K", "macro [95 %]", *TASKS]]
     for row in scenes()["rows"]:
-        macro = f"{row['macro']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
         tasks = [f"{100 * row['tasks'][t]['right'] / row['tasks'][t]['asked']:.1f}" for t in TASKS]
-        lines.append([f"`{row['method']}`", str(row["K"]), macro, *tasks])
+        lines.append([f"`{row['method']}`", str(row["K"]), _macro(row), *tasks])
     return _markdown(lines)
 
 
-TABLES = {"scenes-budget": by_budget, "scenes-difference": by_difference, "scenes-task": by_task}
+# Rules of the codebook's table, and where they choose.
+PLACES = {
+    "random": "layer 2",
+    "mob": "layer 2",
+    "early-random": "before",
+    "codebook": "before",
+    "random+mob": "before, layer 2",
+    "codebook+mob": "before, layer 2",
+}
+
+
+def codebook() -> dict:
+    return json.loads((RESULTS / "codebook.json").read_text())
+
+
+def codebook_by_budget() -> str:
+    """Macro accuracy with its interval: one row a rule, one column a budget."""
+    result = codebook()
+    rows = {(row["method"], row["K"]): row for row in result["rows"]}
+    budgets = sorted({K for method, K in rows if method == "mob"}, reverse=True)
+    lines = [["rule", "where", *(f"K = {K}" for K in budgets)]]
+    for method, place in PLACES.items():
+        lines.append([f"`{method}`", place, *(_macro(rows[method, K]) for K in budgets)])
+    note = (
+        "Percent right with 95 % intervals, mean of nine kinds of questions, "
+        f"{result['setup']['n']} held-out questions of each. All 196 tokens: **{_macro(rows['vanilla', 196])}**."
+    )
+    return f"{_markdown(lines)}\n{note}\n"
+
+
+def codebook_by_difference() -> str:
+    """The codebook minus its controls, with paired 95 % intervals."""
+    lines = [["K", "rule", "than", "points", "95 % interval"]]
+    result = codebook()
+    pairs = (
+        ("codebook", "early-random"),
+        ("codebook", "mob"),
+        ("codebook+mob", "random+mob"),
+        ("codebook+mob", "codebook"),
+        ("codebook+mob", "mob"),
+    )
+    for K in sorted({entry["K"] for entry in result["codebook_minus"]}, reverse=True):
+        for rule, than in pairs:
+            (entry,) = [e for e in result[f"{rule}_minus"] if (e["K"], e["than"]) == (K, than)]
+            interval = f"{entry['low']:+.1f} to {entry['high']:+.1f}"
+            lines.append([str(K), f"`{rule}`", f"`{than}`", f"{entry['points']:+.1f}", interval])
+    return _markdown(lines)
+
+
+def codebook_by_task() -> str:
+    """Percent right in each kind of question."""
+    lines = [["rule", "K", *TASKS]]
+    for row in codebook()["rows"]:
+        tasks = [f"{100 * row['tasks'][t]['right'] / row['tasks'][t]['asked']:.0f}" for t in TASKS]
+        lines.append([f"`{row['method']}`", str(row["K"]), *tasks])
+    return _markdown(lines)
+
+
+def _macro(row: dict) -> str:
+    return f"{row['macro']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+
+
+TABLES = {
+    "scenes-budget": by_budget,
+    "scenes-difference": by_difference,
+    "scenes-task": by_task,
+    "codebook-budget": codebook_by_budget,
+    "codebook-difference": codebook_by_difference,
+    "codebook-task": codebook_by_task,
+}
 
 
 def _markdown(lines: list[list[str]]) -> str:

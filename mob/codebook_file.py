@@ -1,8 +1,8 @@
 """Files of prototypes of redundant visual tokens: ``codebook.safetensors``, one tensor and what is known of its origin.
 
-Read by the rule ``codebook`` and written by the package ``redundancy_codebook``. Never a pickle: a path may come from a
-checkpoint's config.json. Prototypes belong to one model: they lie in the space of its projector's outputs, and another
-model of the same width would give cosines that mean nothing.
+Read by the rule ``codebook`` and written by the package ``redundancy_codebook``. Never a pickle. A path in a
+checkpoint's config.json was chosen by whoever wrote that file, see ``vetted``. Prototypes belong to one model: they lie
+in the space of its projector's outputs, and another model of the same width would give cosines that mean nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -121,6 +122,66 @@ def check_prototypes(rows: Any, name: str) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------
+# Whose path
+
+RULE, ALLOWED = "codebook", "MOB_CODEBOOKS"
+_allowed: set[Path] = set()
+
+
+def allow_codebook(path: str | os.PathLike[str]) -> None:
+    """Let a model's config name this file, for as long as the process runs.
+
+    ``MOB_CODEBOOKS`` in the environment does the same for several paths, separated as in PATH.
+    """
+    _allowed.add(Path(path).expanduser().resolve())
+
+
+def allow_codebooks_of(settings: Any) -> None:
+    """The same for the codebook that a ``MoB_config`` names which the user gave, in code or to a command."""
+    if (options := _options(settings)) and options.get("path"):
+        allow_codebook(options["path"])
+
+
+def vetted(settings: Any, folder: str | None) -> Any:
+    """A ``MoB_config`` out of a model's config, with the full path of its codebook.
+
+    Args:
+        settings: any value; without a codebook in it, it comes back as it is.
+        folder: of the model, if it is one. A relative path counts from there, and must stay in it.
+
+    Raises:
+        ValueError: any other path that nobody allowed.
+    """
+    options = _options(settings)
+    named = options.get("path") if options else None
+    if not named or not isinstance(named, str):
+        return settings
+    given = Path(named).expanduser()
+    allowed = {*_allowed, *(Path(p).expanduser().resolve() for p in os.environ.get(ALLOWED, "").split(os.pathsep) if p)}
+    if given.resolve() in allowed:
+        return settings
+    root = Path(folder).resolve() if folder and Path(folder).is_dir() else None
+    inside = None if root is None or given.is_absolute() else (root / given).resolve()
+    if inside is None or not inside.is_relative_to(root):
+        raise ValueError(
+            f"the codebook {named!r} is named by the model's config, and only files within the model's folder are used "
+            f"unasked: call mob.allow_codebook({named!r}) or set {ALLOWED} where you know the file"
+        )
+    changed = {**options, "path": str(inside)}
+    return {**settings, "options": changed if settings["method"] == RULE else {**settings["options"], RULE: changed}}
+
+
+def _options(settings: Any) -> Mapping[str, Any] | None:
+    """The rule's own part of a ``MoB_config``, None where it is not there."""
+    if not isinstance(settings, Mapping) or RULE not in str(settings.get("method", "")).split("+"):
+        return None
+    options = settings.get("options")
+    if isinstance(options, Mapping) and settings["method"] != RULE:
+        options = options.get(RULE)
+    return options if isinstance(options, Mapping) else None
+
+
+# ---------------------------------------------------------------------------------------------------------------
 # Reading once
 
 
@@ -172,6 +233,8 @@ def check_model(codebook: Codebook, model: nn.Module, name: str = "the codebook"
         raise ValueError(
             f"{name} has prototypes of width {codebook.D}, this model of {width}: build one for this model"
         )
+    if all(weight.is_meta for weight in model.parameters()):
+        return  # is being loaded; asked again before its first pass
     known, found = codebook.metadata.get("projector_sha256"), projector_sha256(model)
     if not known or not found:
         which = "does not say which model it is for" if not known else "cannot be compared with this model's projector"

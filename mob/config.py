@@ -33,7 +33,7 @@ class MoBConfig:
         per_picture: K is split over the pictures of a sample in proportion to their tokens, and each is pruned on its
             own; False: one budget over all of them.
         keep_newlines: newline tokens of tiled pictures always stay and do not count; by default they are visual tokens
-            like others.
+            like others. "rows", after rules before the decoder: those stay whose row has a token left.
         positions: "keep": tokens keep their positions; "reindex": they are numbered afresh. None: "reindex" after rules
             before the decoder, as published, "keep" after the others, which know nothing else. Multimodal positions are
             always kept.
@@ -53,7 +53,7 @@ class MoBConfig:
     image_token_start_index: int | None = None
     image_token_length: int | None = None
     per_picture: bool = True
-    keep_newlines: bool = False
+    keep_newlines: bool | str = False
     positions: str | None = None
     method: str = "mob"
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -65,9 +65,10 @@ class MoBConfig:
             _check_integer(name, getattr(self, name), low)
         for name in ("image_token_start_index", "image_token_length"):
             _check_integer(name, getattr(self, name), 0)
-        for name in ("per_picture", "keep_newlines"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r}: give True or False")
+        if not isinstance(self.per_picture, bool):
+            raise ValueError(f"per_picture={self.per_picture!r}: give True or False")
+        if not isinstance(self.keep_newlines, bool) and self.keep_newlines != "rows":
+            raise ValueError(f"keep_newlines={self.keep_newlines!r}: give True or False, or 'rows'")
         for name in ("Kp_ratio", "k_ratio", "alpha"):
             _check_share(name, getattr(self, name))
         if self.K_p is not None and self.Kp_ratio is not None:

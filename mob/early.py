@@ -172,7 +172,23 @@ def _choose(
                 mine, left = embeds[sample][before[sample]], alive[sample][before[sample]]
                 note["radius"] = float(hausdorff(mine, mine[left])) if bool(left.any()) else None
             notes[sample].append(note)
-    return alive | ~spans.visual, notes
+    keep = alive | ~spans.visual
+    return (keep & ~_lonely(keep, spans) if settings.keep_newlines == "rows" else keep), notes
+
+
+def _lonely(keep: Tensor, spans: Spans) -> Tensor:
+    """bool (B, T): newlines of rows of which nothing is left; one that ends a whole picture goes with all of it."""
+    out = torch.zeros(keep.shape, dtype=torch.bool)
+    for sample, (kept, seen, pictures) in enumerate(zip(keep.tolist(), spans.seen, spans.originals, strict=True)):
+        cells = [cell for number, picture in enumerate(pictures) for cell in picture.cells(number)]
+        placed = list(zip((at for at, there in enumerate(seen) if there), cells, strict=True))
+        left = [cell for at, cell in placed if kept[at] and cell.column >= 0]
+        rows, whole = {cell[:3] for cell in left}, {cell.image for cell in left}
+        for at, cell in placed:
+            if cell.row >= 0 > cell.column:
+                ends_picture = pictures[cell.image].views[cell.view].columns == 0
+                out[sample, at] = cell.image not in whole if ends_picture else cell[:3] not in rows
+    return out.to(keep.device)
 
 
 def _stage(

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mob.codebook_file import allow_codebooks_of
 from mob.config import MoBConfig
 from mob.methods import parse
 
@@ -61,7 +62,9 @@ def resolve(args: Any, saved: dict[str, Any] | None, default_on: bool) -> dict[s
     values = dict(saved or {})
     file = getattr(args, "mob_config", None)
     if file is not None:
-        values |= _read(file)
+        given = _read(file)
+        allow_codebooks_of(given)  # whoever names the file knows what is in it
+        values |= given
     flags = {key: getattr(args, name, None) for name, key in _KEYS.items()}
     flags = {key: value for key, value in flags.items() if value is not None}
     values |= flags

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
+from mob.codebook_file import allow_codebooks_of
 from mob.config import MoBConfig
 from mob.early import generate
 from mob.pruner import Pruning, attach
@@ -57,6 +58,7 @@ class MoBMixin:
             ValueError: a wrong key or value in ``MoB_config``, before anything is loaded.
         """
         MoBConfig.from_dict(MoB_config)
+        allow_codebooks_of(MoB_config)
         loaded = super().from_pretrained(*args, **kwargs)
         if MoB_config is not None:
             model = loaded[0] if isinstance(loaded, tuple) else loaded

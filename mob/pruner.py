@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mob import probe
 from mob.anatomy import STATE, Anatomy, dissect
 from mob.budget import keep_count
+from mob.codebook_file import vetted
 from mob.config import MoBConfig
 from mob.covering import Selection
 from mob.early import ENCODED, EarlyStage, Generate, Shorter, brings_pictures, is_short, joined, shorten
@@ -111,13 +112,16 @@ class Pruning:
     def _settings(self) -> MoBConfig:
         if self.settings is not None:
             return self.settings
-        return MoBConfig.from_dict(getattr(self.model.config, "MoB_config", None))
+        config = self.model.config
+        return MoBConfig.from_dict(vetted(getattr(config, "MoB_config", None), getattr(config, "name_or_path", None)))
 
     def _check(self, settings: MoBConfig) -> None:
         early, late = parse(settings.method, settings.options)
         for one in (*early, *([late] if late else [])):
             if hasattr(one.rule, "check"):
                 one.rule.check(self.model)
+        if settings.keep_newlines == "rows" and not early:
+            raise ValueError("keep_newlines='rows' works after rules before the decoder only: give True or False")
         depth = self._depth(settings)
         depth.check(depth.layer)
         if late is not None:

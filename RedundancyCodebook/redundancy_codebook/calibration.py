@@ -94,7 +94,7 @@ def render(tables: dict[str, list[dict[str, float]]]) -> str:
         lines.append(f"{name}:")
         lines.append("  theta   mean kept   share      p5     p95")
         lines += [
-            f"  {r['theta']:5.2f}   {r['mean_keep']:9.1f}   {r['share']:5.1%}   {r['p5']:5.0f}   {r['p95']:5.0f}"
+            f"  {r['theta']:5g}   {r['mean_keep']:9.1f}   {r['share']:5.1%}   {r['p5']:5.0f}   {r['p95']:5.0f}"
             for r in rows
         ]
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from mob.anatomy import dissect
 from redundancy_codebook.divergence import DIVERGENCE_TOPK, DIVERGENCES, HEAD_TOPK, divergences, p_top1
 from redundancy_codebook.sampling import window
 
-ABLATIONS = ("pad", "zero", "mean")
+ABLATIONS = ("pad", "zero", "mean", "delete")
 TOKENS_PER_PASS = 8192
 LEVELS = ("local", "global")
 
@@ -124,8 +124,13 @@ class Options:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {low}")
 
 
-def replacement(kind: str, features: Tensor, pad: Tensor) -> Tensor:
-    """(D,): what stands in for a token that is left out: the padding word ``pad`` (D,), zero, or the mean token."""
+def replacement(kind: str, features: Tensor, pad: Tensor) -> Tensor | None:
+    """(D,): what stands in for a token that is left out: the padding word ``pad`` (D,), zero, or the mean token.
+
+    None for "delete": nothing does, and what follows moves up.
+    """
+    if kind == "delete":
+        return None
     if kind == "pad":
         return pad.to(features)
     if kind == "zero":
@@ -141,7 +146,7 @@ def measure(
     features: Tensor,
     grid: tuple[int, int],
     indices: Sequence[int],
-    missing: Tensor,
+    missing: Tensor | None,
     options: Options | None = None,
 ) -> dict[str, Tensor]:
     """All measurements of the given patches of one picture; each a tensor (n,), on the CPU.
@@ -151,7 +156,7 @@ def measure(
 
     Args:
         features: (L, D) projected tokens of one view.
-        missing: (D,) what replaces a token that is left out, see ``replacement``.
+        missing: (D,) what replaces a token that is left out, None for nothing, see ``replacement``.
     """
     options = options or Options()
     windows = torch.tensor([window(index, grid) for index in indices], device=features.device)
@@ -160,7 +165,7 @@ def measure(
     out = {"p_top1": p_top1(reader.logits(alone), options.head_topk)}
 
     around = features[windows]
-    without = torch.where((windows == at[:, None])[..., None], missing, around)
+    without = _left_out(around, windows == at[:, None], missing)
     found = {"local": divergences(reader.logits(around), reader.logits(without), options.divergence_topk)}
 
     reference, states = reader.whole(features)
@@ -170,7 +175,16 @@ def measure(
     return {name: value.cpu() for name, value in out.items()}
 
 
-def _without_windows(reader: Reader, features: Tensor, windows: Tensor, missing: Tensor, states: Prefix) -> Tensor:
+def _left_out(rows: Tensor, out: Tensor, missing: Tensor | None) -> Tensor:
+    """(rows, n, D) with ``missing`` where ``out`` (rows, n) is true; None: shorter, as many in every row."""
+    if missing is not None:
+        return torch.where(out[..., None], missing, rows)
+    return rows[~out].view(len(rows), -1, rows.shape[-1])
+
+
+def _without_windows(
+    reader: Reader, features: Tensor, windows: Tensor, missing: Tensor | None, states: Prefix
+) -> Tensor:
     """Logits (n, V) of the picture without each of the windows (n, 9).
 
     What comes before the first change is as in the whole picture: windows are sorted by it, and those of one pass
@@ -183,9 +197,9 @@ def _without_windows(reader: Reader, features: Tensor, windows: Tensor, missing:
     while order:
         part, start = _next_part(order, first, lambda begin: len(features) - begin + len(reader.tail), reader)
         order = order[len(part) :]
-        rows = features[start:].repeat(len(part), 1, 1)
-        cut = windows[part] - start
-        rows.scatter_(1, cut[..., None].expand(-1, -1, features.shape[1]), missing.expand(*cut.shape, -1))
+        rows = features[start:].expand(len(part), -1, -1)
+        cut = torch.zeros(rows.shape[:2], dtype=torch.bool, device=rows.device).scatter(1, windows[part] - start, True)
+        rows = _left_out(rows, cut, missing)
         for i, one in zip(part, reader.logits(rows, states.upto(text + start)), strict=True):
             logits[i] = one
     return torch.stack([logits[i] for i in range(len(first))])

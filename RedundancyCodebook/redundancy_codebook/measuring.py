@@ -33,7 +33,7 @@ class Settings:
         sampling: which patches are tested: "grid", "cls", "random" or "all"; ``count`` and ``seed`` of "random",
             ``ranks`` of "cls" (None: the published ones).
         ablation: what stands in for a token that is left out: "pad" (the embedding of ``pad_id``, by default the
-            model's padding word), "zero" or "mean" (the picture's mean token).
+            model's padding word), "zero", "mean" (the picture's mean token), or nothing, "delete".
         newline: end the picture with the model's newline token, where it has one.
         crop: resize and crop pictures where the checkpoint would pad them, as the published experiments did.
         repeat, head_topk, divergence_topk: see ``experiment.Options``.

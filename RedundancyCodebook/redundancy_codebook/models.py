@@ -18,6 +18,7 @@ from llava.scenes.checkpoint import PATH as EMBEDDED
 from llava_next import prompts as next_prompts
 from llava_next.mm_utils import process_images
 from llava_next.model.builder import load_pretrained_model
+from llava_next.processing import token_ids
 from llava_next.tokens import FAMILIES as NEXT_FAMILIES
 from mob.anatomy import dissect
 from mob.codebook_file import projector_sha256
@@ -143,8 +144,7 @@ def split_prompt(
     if prompt.count(DEFAULT_IMAGE_TOKEN) != 1:
         raise ValueError(f"the prompt has {prompt.count(DEFAULT_IMAGE_TOKEN)} {DEFAULT_IMAGE_TOKEN}: it needs one")
     if config.model_type in NEXT_FAMILIES:
-        has_bos = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
-        ids = list(tokenizer(prompt, add_special_tokens=not has_bos)["input_ids"])
+        ids = token_ids(prompt, tokenizer)
     else:
         ids = llava_prompts.encode(prompt, tokenizer)[0].tolist()
     places = [i for i, token in enumerate(ids) if token == IMAGE_TOKEN_INDEX or token in visual_token_ids(config)]

@@ -20,13 +20,14 @@ from redundancy_codebook.runs import Run
 
 Box = tuple[float, float, float, float]
 _DIM = 0.75
+_LEAST = 1e-12  # stands for zero where the axis is logarithmic
 
 
 def save_maps(run: Run, number: int, image: Image.Image, target: str | Path, divergence: str) -> None:
     """p_top1 and J of the tested patches of one picture of a run, over the picture."""
     plt = _pyplot()
     line = run.lines[number]
-    J = run.score(divergence)[run.picture_of == number].tolist()
+    J = run.score(divergence)[run.picture_of == number].clamp_min(_LEAST).tolist()
     figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
     axes[0].imshow(image)
     axes[0].set_title(Path(line["picture"]).name)
@@ -34,7 +35,8 @@ def save_maps(run: Run, number: int, image: Image.Image, target: str | Path, div
         grid = np.full(run.manifest["identity"]["grid"], np.nan)
         grid.flat[line["indices"]] = values
         axis.imshow(image, alpha=0.4)
-        shown = axis.imshow(grid, extent=_extent(line["box"]), cmap="viridis", alpha=0.85, interpolation="nearest")
+        norm = None if title == "p_top1" else "log"  # J goes over many powers of ten
+        shown = axis.imshow(grid, extent=_extent(line["box"]), alpha=0.85, interpolation="nearest", norm=norm)
         axis.set_title(title)
         figure.colorbar(shown, ax=axis, shrink=0.8)
     _frame(axes, image)
@@ -81,7 +83,8 @@ def save_codebook(book: Codebook, target: str | Path, seed: int = 0) -> str:
     colour = None if colour is None else np.unique(colour.numpy(), return_inverse=True)[1] % 20
     figure, axis = plt.subplots(figsize=(6, 5), layout="constrained")
     axis.scatter(points[:, 0], points[:, 1], s=14, c=colour, cmap="tab20")
-    axis.set_title(f"{len(book)} prototypes, {kind} of their directions")
+    by = "cluster" if book.cluster_id is not None else "picture"
+    axis.set_title(f"{len(book)} prototypes, {kind} of their directions, coloured by {by}", fontsize=10)
     axis.set_xticks([])
     axis.set_yticks([])
     _save(figure, target)
@@ -102,8 +105,7 @@ def save_summary(run: Run, stages: Stages, target: str | Path, divergence: str) 
     }
     bars = axes[0, 1].bar(list(counts), list(counts.values()))
     axes[0, 1].bar_label(bars)
-    axes[0, 1].set_yscale("log")
-    axes[0, 1].set_title(f"{len(run.lines)} pictures")
+    axes[0, 1].set_title(f"tokens of {len(run.lines)} pictures that each step leaves")
     if run.lines and "cls_cosine" in run.lines[0]:
         _against_cls(axes[1, 0], run.values("cls_cosine"), p, J)
     else:
@@ -115,7 +117,8 @@ def save_summary(run: Run, stages: Stages, target: str | Path, divergence: str) 
     seen = torch.zeros_like(sums).index_add(0, places, torch.ones_like(places, dtype=torch.float64))
     share = (sums / seen).reshape(rows, columns).numpy()
     figure.colorbar(axes[1, 1].imshow(share, interpolation="nearest"), ax=axes[1, 1])
-    axes[1, 1].set_title("share redundant, by place")
+    axes[1, 1].set_title("share redundant, by place of the tested patch")
+    axes[1, 1].set(xlabel="column", ylabel="row")
     _save(figure, target)
 
 
@@ -125,13 +128,14 @@ def _scatter(axis: Any, p: torch.Tensor, J: torch.Tensor, stages: Stages, diverg
         (stages.redundant & ~stages.kept, "tab:orange", "redundant"),
         (stages.kept, "tab:red", "prototype"),
     ):
-        axis.scatter(p[mask], J[mask].clamp_min(1e-12), s=4, c=colour, label=label)
+        axis.scatter(p[mask], J[mask].clamp_min(_LEAST), s=4, c=colour, label=label)
     axis.axvline(stages.p_max, lw=0.8, c="k")
     axis.axhline(stages.J_max, lw=0.8, c="k")
     axis.set_yscale("log")
     axis.set_xlabel("p_top1")
     axis.set_ylabel(f"J ({divergence})")
-    axis.legend(fontsize=8)
+    axis.set_title("every tested token, and the two thresholds")
+    axis.legend(fontsize=8, markerscale=3)
 
 
 def _against_cls(axis: Any, cosine: torch.Tensor, p: torch.Tensor, J: torch.Tensor, bins: int = 12) -> None:
@@ -141,7 +145,8 @@ def _against_cls(axis: Any, cosine: torch.Tensor, p: torch.Tensor, J: torch.Tens
     x = [float(cosine[part].mean()) for part in groups]
     axis.plot(x, [float(p[part].mean()) for part in groups], "o-", label="p_top1")
     axis.set_xlabel("cosine to CLS")
-    axis.set_ylabel("mean p_top1")
+    axis.set_ylabel("mean p_top1", color="tab:blue")
+    axis.set_title(f"{len(groups)} equally large groups by cosine to CLS")
     other = axis.twinx()
     other.plot(x, [float(J[part].mean()) for part in groups], "s--", c="tab:red")
     other.set_ylabel("mean J", color="tab:red")

@@ -15,9 +15,10 @@ from PIL import Image
 import mob
 import zoo
 from codebook import books
+from llava.scenes import evaluate
 from llava.scenes.checkpoint import PATH
 from mob.budget import Budget
-from mob.codebook_file import Codebook, read_codebook
+from mob.codebook_file import Codebook, check_model, read_codebook
 from mob.methods import SpanView, create
 from redundancy_codebook import calibration, cli, inspection, models, plots
 from redundancy_codebook.pictures import from_scenes
@@ -84,6 +85,56 @@ def test_building_again_gives_the_same_bytes(built, book, tmp_path):
     again = tmp_path / "again.safetensors"
     assert cli.main(["cluster", str(built / "run"), "--out", str(again), *RECIPE]) == 0
     assert again.read_bytes() == Path(book).read_bytes()
+
+
+def test_the_log_tells_of_every_call(built, tmp_path):
+    first = (built / "build.log").read_text()
+    for words in (
+        "redundancy_codebook build --scenes 3",
+        "torch ",
+        "measured: 75 tokens of 3 pictures",
+        "prototypes: ",
+    ):
+        assert words in first
+
+
+def test_the_shipped_codebook_is_of_the_shipped_model_and_of_its_training_pictures():
+    folder = Path(__file__).parents[2] / "codebooks" / "scenes"
+    found = read_codebook(folder / "codebook.safetensors")
+    check_model(found, models.load(None, "cpu").model)
+    seeds = [int(name.removeprefix("scene-")) for name in found.metadata["pictures"]]
+    assert min(seeds) >= 10_000_000 and max(seeds) < 10_000_200  # evaluation uses the small ones
+    assert found.metadata["build"]["measured_pictures"] == 200
+    calibrated = json.loads((folder / "calibration.json").read_text())
+    assert calibrated["prototypes_sha256"] == found.metadata["prototypes_sha256"]
+    assert str(len(found)) in (folder / "build.log").read_text().splitlines()[-2]
+    assert sum(file.stat().st_size for file in folder.glob("*.*")) < 500_000
+
+
+def test_accuracy_with_a_codebook_needs_one(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--methods", "codebook+mob"])
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main()
+    assert caught.value.code == 2 and "needs --codebook" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["codebook", "codebook+mob", "early-random", "random+mob", "random", "divprune"])
+def test_rules_are_compared_at_equal_numbers(method, book):
+    """K tokens each; of joined rules twice as many reach MoB; positions are kept."""
+    subject = models.load(None, "cpu")
+    if "mm_encoder_outputs" not in inspect.signature(type(subject.model.model).forward).parameters:
+        pytest.skip("this transformers takes no encoded pictures")
+    (asked,) = [one for one in evaluate.questions(1) if one.question.task == "shape"]
+    _, inputs = next(evaluate.batches([asked], 1))
+    settings = evaluate.settings_for(method, 20, 3, evaluate.Setup(codebook=book))
+    with mob.prune(subject.model, **settings.to_dict()) as pruning:
+        evaluate.right(subject.model, inputs, settings)
+        subject.model(**{key: value for key, value in inputs.items() if key != "labels"})
+    (record,) = pruning.records
+    late = method in ("random", *evaluate.JOINED)
+    assert record.K == 20 and record.layer == (2 if late else 0)
+    assert [stage["K"] for stage in record.stages][:1] == ([40] if "+" in method else [] if late else [20])
+    assert settings.positions == (None if method == "random" else "keep")
 
 
 def test_inspect(book, capsys):

@@ -80,6 +80,27 @@ def test_recurrence_equals_the_slow_one(seed):
         assert members(labels, chosen).tolist() == expected
 
 
+def test_the_released_listings_give_as_many_rows_in_their_order():
+    """Sizes and picture counts of the published clusters: two are kept of each book, the larger one first."""
+    draw = torch.Generator().manual_seed(0)
+    for sizes, least, expected in (
+        # cluster: (tokens, pictures); of the others what is known is that they have fewer pictures than asked for
+        ({13: (256, 131), 34: (198, 98), 7: (300, 59), 2: (629, 59)}, 64, {13: 256, 34: 198}),
+        ({0: (26, 22), 14: (19, 17), 3: (155, 16)}, 16, {0: 26, 14: 19}),
+    ):
+        rows = [(c, i % pictures) for c, (tokens, pictures) in sizes.items() for i in range(tokens)]
+        first = [rows.index((c, 0)) for c in sizes]  # their first tokens keep their order, the rest is mixed
+        rest = [i for i in torch.randperm(len(rows), generator=draw).tolist() if i not in first]
+        listing = [rows[i] for i in [*first, *rest]]
+        labels, pictures = torch.tensor(listing).T
+        chosen = recurring(labels, pictures, least)
+        assert chosen == list(expected)
+        kept = [listing[i] for i in members(labels, chosen).tolist()]
+        assert [c for c, _ in kept] == [c for c, count in expected.items() for _ in range(count)]
+        for c in expected:
+            assert [row for row in kept if row[0] == c] == [row for row in listing if row[0] == c]
+
+
 def test_duplicates():
     rows = zoo.noise(6, 5).half()[[0, 1, 0, 2, 2, 3]]
     assert without_duplicates(rows).tolist() == [0, 1, 3, 5]

@@ -42,8 +42,8 @@ def slow(one, features, missing, repeat=1):
     whole, rows = read(features), []
     for index in EVERY:
         around = books.slow_window(index)
-        without = [missing if i == index else features[i] for i in around]
-        ablated = [missing if i in around else features[i] for i in EVERY]
+        without = [missing if i == index else features[i] for i in around if i != index or missing is not None]
+        ablated = [missing if i in around else features[i] for i in EVERY if i not in around or missing is not None]
         alone = books.slow_p_top1(read(features[[index] * repeat]), 50)
         local = books.slow_divergences(read(features[around]), read(torch.stack(without)), 10)
         everywhere = books.slow_divergences(whole, read(torch.stack(ablated)), 10)

@@ -109,8 +109,8 @@ def test_a_cap_leaves_fewer(path):
 def test_ratios_are_exact(path, variant, N):
     visual = view(zoo.noise(1, N, WIDTH).half())
     rule = create("codebook", {"path": path, "policy": "ratio", "variant": variant})
-    for share in (0.001, 0.11, 0.25, 0.5, 0.777, 0.999):
-        K = keep_count(N, share)
+    for share in (0.001, 0.11, 0.25, 0.5, 0.777, 0.999, 1):
+        K = N if share == 1 else keep_count(N, share)
         assert int(rule.keep(visual, whole(N, K)).sum()) == K
 
 

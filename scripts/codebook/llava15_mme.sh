@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# LLaVA-1.5 on MME: perception (and cognition, which the reference leaves out).
+# Usage: llava15_mme.sh codebook.safetensors|random|all [keep] [checkpoint] [flags of lmms-eval]
+# Defaults: theta=0.45 liuhaotian/llava-v1.5-7b
+source "$(dirname "${BASH_SOURCE[0]}")/codebook_common.sh"
+evaluate llava-v1.5-mob liuhaotian/llava-v1.5-7b 0.45 mme "$@"

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# LLaVA-NeXT on SEED-Bench; the reference looks at seed_image.
+# Usage: next_seed.sh codebook.safetensors|random|all [keep] [checkpoint] [flags of lmms-eval]
+# Defaults: theta=0.11 llava-hf/llama3-llava-next-8b-hf
+source "$(dirname "${BASH_SOURCE[0]}")/codebook_common.sh"
+ARGS=conv_template=llava_llama_3
+evaluate llava-v1.6-mob llava-hf/llama3-llava-next-8b-hf 0.11 seedbench "$@"
