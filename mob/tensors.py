@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,3 +31,8 @@ def expand(hidden: Tensor, rows: Tensor, length: int) -> Tensor:
     # Padding rows all write to the spare last entry, which is cut off.
     source = source.scatter(1, rows.masked_fill(rows < 0, length), place)[:, :length]
     return take(hidden, source.cummax(1).values.clamp_min(0))
+
+
+def flat_features(output: Any) -> Tensor:
+    """What an encoder gave for all its pictures, in order: (tokens, d)."""
+    return torch.cat([one.flatten(0, -2) for one in output.pooler_output])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +12,30 @@ from torch import Tensor
 
 from mob.budget import Budget, check_keep
 from mob.covering import Selection
+
+
+@dataclass(frozen=True)
+class TowerView:
+    """What the vision tower says of each token, for rules with ``needs = ("tower",)``.
+
+    All is of the layer whose output the model projects. A token that shows several patches has their mean.
+
+    Attributes:
+        scores: (B, N) attention that its patch gets: from the CLS token, mean over heads; of towers without one, the
+            mean over all tokens of its view (our substitute). 0 for tokens that the tower never saw (newlines).
+        keys: (B, N, d_k) keys of that layer, mean over heads, before rotation; 0 for newlines.
+        hidden: (B, N, d_v) what the projector is given for each token; 0 for newlines.
+        placed: bool (B, N), False for newlines.
+        cls: (B, d_v) the CLS token of the picture's first view; None where the tower has none.
+        project: the model's projector, (..., d_v) -> (..., d).
+    """
+
+    scores: Tensor
+    keys: Tensor
+    hidden: Tensor
+    placed: Tensor
+    cls: Tensor | None
+    project: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -23,12 +47,28 @@ class SpanView:
         prompt: (B, L, d) hidden states of the prompt tokens, padded at the end; L may be 0.
         prompt_mask: (B, L) bool, True = real; None when nothing is padded.
         metric: "cosine" or "euclidean".
+        tower: for early rules that name "tower" in ``needs``.
+        cells: for early rules that name "cells": per sample, (picture, view, row, column) of each token; a newline has
+            column -1, a token without a place row -1 too.
     """
 
     visual: Tensor
     prompt: Tensor
     prompt_mask: Tensor | None = None
     metric: str = "cosine"
+    tower: TowerView | None = None
+    cells: Sequence[Sequence[tuple[int, int, int, int]]] | None = None
+
+
+class Merged(NamedTuple):
+    """A ``Selection`` whose tokens have new values: ``features`` (B, K, d) go to the places ``indices`` (B, K).
+
+    A merged token takes the place of one of its members: the position, and the cell in records.
+    """
+
+    indices: Tensor
+    prompt_center: Tensor
+    features: Tensor
 
 
 class Rule(Protocol):
@@ -36,6 +76,7 @@ class Rule(Protocol):
 
     A rule with ``early = True`` works before the decoder, on projected features and word embeddings. It may answer with
     ``keep(view, budget) -> bool (B, N)`` instead of ``select``; where ``adaptive`` is true it decides itself how many.
+    Its ``select`` may answer with ``Merged``. ``needs`` names what it must be shown besides: "tower", "cells".
     """
 
     name: str
@@ -104,6 +145,11 @@ def parse(method: str, options: Mapping[str, Any] | None = None) -> tuple[list[N
 def is_early(rule: Rule) -> bool:
     """Whether a rule works on features of pictures, before the decoder."""
     return getattr(rule, "early", False)
+
+
+def needs_of(rule: Rule) -> tuple[str, ...]:
+    """What an early rule must be shown besides tokens: "tower", "cells"."""
+    return getattr(rule, "needs", ())
 
 
 def create(name: str, options: Mapping[str, Any] | None = None) -> Rule:

@@ -15,9 +15,13 @@ from mob.methods.base import SpanView, register
 @dataclass(frozen=True)
 class Random:
     """K of N without replacement. The draw depends on ``seed`` and N alone, so a batch equals its samples one by one;
-    give each picture another seed to average over draws."""
+    give each picture another seed to average over draws. ``early``: before the decoder, at the same K as such rules."""
+
+    paper = "random choice (baseline)"
+    objective = "preservation"
 
     seed: int = 0
+    early: bool = False
 
     def select(self, view: SpanView, budget: Budget) -> Selection:
         # Drawn on the CPU: the same numbers on every device, and no synchronisation.
