@@ -145,7 +145,7 @@ class _Projected(_Seen):
     def _arranged(self, name: str, said: dict[int, Tensor], method: str, arguments: dict[str, Any]) -> Tensor:
         """Numbers of places in the tower, as numbers of tokens: by the model's own method; NaN for newlines."""
         twin = copy.copy(self.base)  # shares all but the few parts that are exchanged
-        twin._modules = {**self.base._modules, name: _Says(said), "multi_modal_projector": nn.Identity()}
+        twin._modules = {**self.base._modules, name: _Says(said), "multi_modal_projector": _Through()}
         if self.base._parameters.get("image_newline") is not None:
             width = next(iter(said.values())).shape[-1] * len(said)
             newline = torch.full((width,), float("nan"), device=next(iter(said.values())).device)
@@ -162,6 +162,13 @@ class _Says(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
         return BaseModelOutputWithPooling(hidden_states=self.said)
+
+
+class _Through(nn.Module):
+    """A projector that changes nothing, whatever else it is given."""
+
+    def forward(self, rows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return rows
 
 
 # ---------------------------------------------------------------------------------------------------------------

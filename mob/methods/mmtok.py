@@ -60,11 +60,7 @@ class MMTok:
             weights.append(1 / count.clamp_min(1))
         if not self.alpha:
             weights[0] = torch.where(count > 0, weights[0], 1.0)  # nothing else to go by
-
-        def score(gains: list[Tensor]) -> Tensor:
-            return sum(gain * weight for gain, weight in zip(gains, weights, strict=True))
-
-        indices = cover(blocks, score, budget.K)
+        indices = cover(blocks, weights, budget.K)
         return Selection(indices, torch.zeros_like(indices, dtype=torch.bool))
 
 

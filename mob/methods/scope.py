@@ -43,5 +43,5 @@ class Scope:
         units = unit_rows(tower.hidden)
         weight = tower.scores.float() ** self.alpha
         weight = weight.masked_fill(~tower.placed, 0.0)
-        indices = cover([on_grid(cosines(units, units))], lambda gains: gains[0] * weight, budget.K)
+        indices = cover([on_grid(cosines(units, units))], [weight], budget.K)
         return Selection(indices, torch.zeros_like(indices, dtype=torch.bool))
