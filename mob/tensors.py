@@ -37,6 +37,7 @@ def flat_features(output: Any) -> Tensor:
     """What an encoder gave for all its pictures, in order: (tokens, d). ValueError for another form of features."""
     if getattr(output, "pooler_output", None) is None:
         raise ValueError(
-            "this model's encoder does not give one row for each visual token: use a rule within the decoder, such as method='mob'"
+            "this model's encoder does not give one row for each visual token: use a rule within the decoder, such as "
+            "method='mob'"
         )
     return torch.cat([one.flatten(0, -2) for one in output.pooler_output])

@@ -47,7 +47,7 @@ def run(name, view, K, **options):
     N = view.visual.shape[1]
     chosen = create(name, options).select(view, Budget(N, K, 0, 1))
     for row in chosen.indices.tolist():
-        assert len(row) == K and row == sorted(set(row)) and 0 <= row[0] and row[-1] < N
+        assert len(row) == K and row == sorted(set(row)) and row[0] >= 0 and row[-1] < N
     if isinstance(chosen, Merged):
         assert chosen.features.shape == (len(view.visual), K, view.visual.shape[2])
         assert chosen.features.dtype == view.visual.dtype
@@ -263,7 +263,7 @@ def test_windows(height, width, data):
     assert len(found) == len(middles) == K
     assert covered == {(i, j) for i in range(height) for j in range(width)}
     assert middles <= covered
-    if K == height * width:
+    if height * width == K:
         assert all(rows[1] - rows[0] == columns[1] - columns[0] == 1 for rows, columns in found)
 
 
