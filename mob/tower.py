@@ -84,6 +84,11 @@ class _Seen:
         if threading.get_ident() == self.thread:
             self.caught[name] = value
 
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.caught:
+            raise ValueError(f"{_name(self.base)} ran its tower without hooks, compiled perhaps: {_INSTEAD}")
+        return self.caught[name]
+
 
 # ---------------------------------------------------------------------------------------------------------------
 # Towers of pictures of one size, and a projector: CLIP and SigLIP in the LLaVA families
@@ -124,23 +129,25 @@ class _Projected(_Seen):
         return lists[0][last - 1].self_attn
 
     def tokens(self, method: str, arguments: dict[str, Any]) -> Tokens:
-        name, heads, output = self.caught["tower"]
+        name, heads, output = self["tower"]
         tower = getattr(self.base, name)
-        queries, keys = (_heads(self.caught[part], heads) for part in ("queries", "keys"))
+        queries, keys = (_heads(self[part], heads) for part in ("queries", "keys"))
         has_cls = any(one.endswith(("class_embedding", "cls_token")) for one, _ in tower.named_parameters())
         scores = from_cls(queries, keys) if has_cls else received(queries, keys)
         hidden = [output.hidden_states[index] for index in self.indices]
         number = torch.arange(len(scores), device=scores.device).to(scores)[:, None].expand_as(scores)
-        numbers = torch.cat([torch.stack([scores, number], -1), keys.mean(1).to(scores)], -1)
+        first = torch.zeros_like(scores)  # marks CLS tokens
+        first[:, 0] = has_cls
+        numbers = torch.cat([torch.stack([scores, number, first], -1), keys.mean(1).to(scores)], -1)
         said = [torch.cat([numbers.to(_wide(one)), one.to(_wide(one))], -1) for one in hidden]
         packed = self._arranged(name, dict(zip(self.indices, said, strict=True)), method, arguments)
         packed = packed.view(len(packed), len(hidden), -1)
         width = numbers.shape[-1]
-        first = packed[:, 0, :width]
-        cls = torch.cat([one[:, 0] for one in hidden], -1) if has_cls else None
-        states = packed[..., width:].flatten(1).nan_to_num(0.0).to(hidden[0].dtype)
-        project = self.base.multi_modal_projector
-        return Tokens(first[:, 0], first[:, 1], first[:, 2:].nan_to_num(0.0), states, cls, project)
+        scores, views, first = packed[:, 0, :3].unbind(-1)
+        beside = has_cls and not bool((first == 1).any())  # and not one of the visual tokens itself (Video-LLaVA)
+        cls = torch.cat([one[:, 0] for one in hidden], -1) if beside else None
+        keys, states = packed[:, 0, 3:width].nan_to_num(0.0), packed[..., width:].flatten(1).nan_to_num(0.0)
+        return Tokens(scores, views, keys, states.to(hidden[0].dtype), cls, self.base.multi_modal_projector)
 
     def _arranged(self, name: str, said: dict[int, Tensor], method: str, arguments: dict[str, Any]) -> Tensor:
         """Numbers of places in the tower, as numbers of tokens: by the model's own method; NaN for newlines."""
@@ -190,9 +197,9 @@ class _Rotary(_Seen):
         ]
 
     def tokens(self, method: str, arguments: dict[str, Any]) -> Tokens:
-        visual, given = self.base.visual, self.caught["given"]
+        visual, given = self.base.visual, self["given"]
         together = visual.spatial_merge_size**2
-        qkv, hidden = self.caught["qkv"], self.caught["hidden"]
+        qkv, hidden = self["qkv"], self["hidden"]
         lengths, rotation = given.get("cu_seqlens"), given.get("position_embeddings")
         if hidden is None or len(hidden) != len(qkv) or lengths is None or rotation is None:
             raise ValueError(f"{_name(self.base)} merges its patches in a way that is not known: {_INSTEAD}")
@@ -249,6 +256,7 @@ def from_cls(queries: Tensor, keys: Tensor) -> Tensor:
 def received(queries: Tensor, keys: Tensor) -> Tensor:
     """Attention that each token gets, mean over heads and all tokens: (V, heads, T, d) twice -> (V, T)."""
     count = queries.shape[2]
+    queries, keys = (part.to(_wide(part)) for part in (queries, keys))
     total = sum(_rows(queries[:, :, at : at + BLOCK], keys).mean(1).sum(1) for at in range(0, count, BLOCK))
     return _rounded(total / count)
 
@@ -320,15 +328,16 @@ class Placed:
 def in_places(kinds: Tensor, found: dict[int, Tokens]) -> Placed:
     """Tokens of pictures and of videos in the places of their placeholders, uint8 (B, T)."""
     numbers, tables, before = {}, [], 0
+    width = next((one.cls.shape[1] for one in found.values() if one.cls is not None), None)
     for kind, one in found.items():
-        numbers[kind] = one.views + before
-        if one.cls is not None:
-            tables.append(one.cls)
-            before += len(one.cls)
+        numbers[kind] = (one.views if one.cls is not None else one.views * 0) + before
+        if width is not None:
+            tables.append(one.hidden.new_full((1, width), float("nan")) if one.cls is None else one.cls)
+            before += len(tables[-1])
 
     def spread(name: str, values: dict[int, Tensor]) -> Tensor:
         first = next(iter(values.values()))
-        out = first.new_zeros(*kinds.shape, *first.shape[1:])
+        out = first.new_zeros(*kinds.shape, *first.shape[1:], device=kinds.device)
         for kind, rows in values.items():
             out[kinds == kind] = rows.to(out)
         return out
@@ -337,5 +346,7 @@ def in_places(kinds: Tensor, found: dict[int, Tokens]) -> Placed:
     columns["views"] = numbers
     project = next(iter(found.values())).project
     return Placed(
-        **{n: spread(n, v) for n, v in columns.items()}, cls=torch.cat(tables) if tables else None, project=project
+        **{n: spread(n, v) for n, v in columns.items()},
+        cls=torch.cat([one.to(kinds.device) for one in tables]) if tables else None,
+        project=project,
     )

@@ -26,7 +26,8 @@ class TowerView:
         keys: (B, N, d_k) keys of that layer, mean over heads, before rotation; 0 for newlines.
         hidden: (B, N, d_v) what the projector is given for each token; 0 for newlines.
         placed: bool (B, N), False for newlines.
-        cls: (B, d_v) the CLS token of the picture's first view; None where the tower has none.
+        cls: (B, d_v) the CLS token of the picture's first view; NaN where it is one of the visual tokens itself; None
+            where the tower has none.
         project: the model's projector, (..., d_v) -> (..., d).
     """
 

@@ -108,5 +108,5 @@ def _merged(tower: TowerView, rest: Tensor, targets: Tensor) -> Tensor:
 
 def _row(tower: TowerView, row: int) -> TowerView:
     """Of one sample."""
-    cls = None if tower.cls is None else tower.cls[row]
+    cls = None if tower.cls is None or bool(tower.cls[row].isnan().any()) else tower.cls[row]
     return TowerView(tower.scores[row], tower.keys[row], tower.hidden[row], tower.placed[row], cls, tower.project)

@@ -145,6 +145,33 @@ def test_tiles_are_placed_where_the_model_puts_them():
     assert torch.allclose(tiled[:, :8], grid, rtol=0, atol=2e-9) and bool(tiled[:, 8].isnan().all())
 
 
+def test_our_own_way_of_cutting_padding():
+    """The original's rule for LLaVA-1.6, which lives in a class of the package llava."""
+    ours = pytest.importorskip("llava.model.language_model.llava_next")
+    family = FAMILIES["llava_next"]
+    model, picture = family.model(), family.picture(0)
+    stock = look(model, [[1, picture, 20]])[1][IMAGE]
+    model.model.__class__ = ours.LlavaNextModel
+    model.config.mm_patch_merge_type = "spatial_unpad"
+    features, tokens = look(model, [[1, picture, 20]])
+    assert len(features[IMAGE]) == len(tokens[IMAGE].scores)
+    assert torch.allclose(tokens[IMAGE].scores, stock.scores, rtol=0, atol=1e-12, equal_nan=True)
+
+
+def test_a_cls_token_that_is_a_visual_token():
+    """Video-LLaVA's frames keep theirs: it is scored like others, and not there a second time."""
+    family = FAMILIES["video_llava"]
+    model = family.model()
+    features, tokens = look(model, [[1, family.picture(0), 20, family.video(1), 21]])
+    assert tokens[IMAGE].cls.shape == (1, 32) and tokens[VIDEO].cls is None
+    assert len(features[VIDEO]) == len(tokens[VIDEO].scores) == 51
+    kinds = torch.tensor([[IMAGE] * 16 + [0] + [VIDEO] * 51], dtype=torch.uint8)
+    placed, row = tower.in_places(kinds, tokens), torch.tensor([[0]])
+    assert torch.equal(placed.view(row, torch.arange(16)[None]).cls, tokens[IMAGE].cls)
+    assert bool(placed.view(row, torch.arange(17, 68)[None]).cls.isnan().all())
+    assert tokens[VIDEO].scores.view(3, 17).sum(1).allclose(torch.ones(3, dtype=torch.float64), atol=1e-7)
+
+
 def test_keys_and_cls_tokens():
     family = FAMILIES["llava"]
     model, samples = family.model(), [[1, family.picture(0), 20, family.picture(1), 21]]
