@@ -303,15 +303,11 @@ _INSTEAD = "use a rule that asks nothing of the tower, such as 'divprune', 'mmto
 
 
 @dataclass
-class Placed:
-    """The same as ``Tokens`` in the places of a batch: (B, T), (B, T), (B, T, d_k), (B, T, d_v)."""
+class Placed(Tokens):
+    """The same in the places of a batch: (B, T), (B, T), (B, T, d_k), (B, T, d_v).
 
-    scores: Tensor
-    views: Tensor
-    keys: Tensor
-    hidden: Tensor
-    cls: Tensor | None
-    project: Any
+    ``cls`` holds the views of all kinds, one row of NaN for a kind whose CLS tokens are visual tokens themselves.
+    """
 
     def view(self, rows: Tensor, at: Tensor) -> TowerView:
         """Of the tokens at places ``at`` (n, N) in ``rows`` (n, 1)."""
@@ -335,18 +331,11 @@ def in_places(kinds: Tensor, found: dict[int, Tokens]) -> Placed:
             tables.append(one.hidden.new_full((1, width), float("nan")) if one.cls is None else one.cls)
             before += len(tables[-1])
 
-    def spread(name: str, values: dict[int, Tensor]) -> Tensor:
-        first = next(iter(values.values()))
-        out = first.new_zeros(*kinds.shape, *first.shape[1:], device=kinds.device)
-        for kind, rows in values.items():
+    parts = {kind: (one.scores, numbers[kind], one.keys, one.hidden) for kind, one in found.items()}
+    first = next(iter(parts.values()))
+    whole = [part.new_zeros(*kinds.shape, *part.shape[1:], device=kinds.device) for part in first]
+    for kind, columns in parts.items():
+        for out, rows in zip(whole, columns, strict=True):
             out[kinds == kind] = rows.to(out)
-        return out
-
-    columns = {name: {k: getattr(one, name) for k, one in found.items()} for name in ("scores", "keys", "hidden")}
-    columns["views"] = numbers
-    project = next(iter(found.values())).project
-    return Placed(
-        **{n: spread(n, v) for n, v in columns.items()},
-        cls=torch.cat([one.to(kinds.device) for one in tables]) if tables else None,
-        project=project,
-    )
+    cls = torch.cat([one.to(kinds.device) for one in tables]) if tables else None
+    return Placed(*whole, cls, next(iter(found.values())).project)
