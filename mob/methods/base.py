@@ -39,6 +39,17 @@ class TowerView:
     project: Callable[[Tensor], Tensor]
 
 
+class Merged(NamedTuple):
+    """A ``Selection`` whose tokens have new values: ``features`` (B, K, d) go to the places ``indices`` (B, K).
+
+    A merged token takes the place of one of its members: the position, and the cell in records.
+    """
+
+    indices: Tensor
+    prompt_center: Tensor
+    features: Tensor
+
+
 @dataclass(frozen=True)
 class SpanView:
     """What a rule may look at: the samples of a batch that share one budget.
@@ -59,17 +70,6 @@ class SpanView:
     metric: str = "cosine"
     tower: TowerView | None = None
     cells: Sequence[Sequence[tuple[int, int, int, int]]] | None = None
-
-
-class Merged(NamedTuple):
-    """A ``Selection`` whose tokens have new values: ``features`` (B, K, d) go to the places ``indices`` (B, K).
-
-    A merged token takes the place of one of its members: the position, and the cell in records.
-    """
-
-    indices: Tensor
-    prompt_center: Tensor
-    features: Tensor
 
 
 class Rule(Protocol):
