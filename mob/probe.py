@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from mob.anatomy import Anatomy
+from mob.methods import needs_of
 from mob.plan import PER_TOKEN
 from mob.spans import Spans
 from mob.tensors import places_of, take
@@ -236,7 +237,7 @@ class _Reader:
 
 def check(anatomy: Anatomy, rule: Any) -> None:
     """ValueError where a model cannot answer what a rule asks."""
-    needs, name = set(getattr(rule, "needs", ())), type(anatomy.top).__name__
+    needs, name = set(needs_of(rule)), type(anatomy.top).__name__
     remedy = "use a rule that looks at hidden states only, such as method='mob'"
     if needs & {ATTENTION, OWN_ATTENTION, KEYS}:
         for kind in {type(layer): layer for layer in anatomy.layers}.values():
@@ -264,7 +265,7 @@ def _uses_interface(attention: Any) -> bool:
 
 def noted_layers(rule: Any, layer: int) -> Iterator[int]:
     """The layers whose input a stage at ``layer`` asks about."""
-    needs = getattr(rule, "needs", ())
+    needs = needs_of(rule)
     if EMBEDDINGS in needs:
         yield 0
     if ATTENTION in needs or KEYS in needs:

@@ -24,7 +24,7 @@ from mob.config import MoBConfig
 from mob.covering import Selection
 from mob.early import ENCODED, EarlyStage, Generate, Shorter, brings_pictures, is_short, joined, shorten
 from mob.layout import ENCODERS, declared
-from mob.methods import parse
+from mob.methods import needs_of, parse
 from mob.methods.base import Depth, Recycled
 from mob.noting import Noting
 from mob.plan import Plan
@@ -295,7 +295,7 @@ class Pruning:
         self, plan: Plan, stage: Stage, arriving: probe.Noted, visual: Tensor, prompt: Tensor
     ) -> probe.Source | None:
         """What the probes of a stage read; None where its rule asks for nothing."""
-        if not getattr(stage.rule, "needs", ()):
+        if not needs_of(stage.rule):
             return None
         # As if nothing left here: the layer's own mask and positions for all that arrives.
         kwargs = plan.shorten(stage.layer, arriving.kwargs, self._anatomy.flash)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,3 +50,13 @@ def expand(hidden: Tensor, rows: Tensor, length: int) -> Tensor:
     # Padding rows all write to the spare last entry, which is cut off.
     source = source.scatter(1, rows.masked_fill(rows < 0, length), place)[:, :length]
     return take(hidden, source.cummax(1).values.clamp_min(0))
+
+
+def flat_features(output: Any) -> Tensor:
+    """What an encoder gave for all its pictures, in order: (tokens, d). ValueError for another form of features."""
+    if getattr(output, "pooler_output", None) is None:
+        raise ValueError(
+            "this model's encoder does not give one row for each visual token: use a rule within the decoder, such as "
+            "method='mob'"
+        )
+    return torch.cat([one.flatten(0, -2) for one in output.pooler_output])
