@@ -78,20 +78,20 @@ class SpanView:
         prompt: (B, L, d) hidden states of the prompt tokens, padded at the end; L may be 0.
         prompt_mask: (B, L) bool, True = real; None when nothing is padded.
         metric: "cosine" or "euclidean".
-        probe: within the decoder, answers questions about attention, keys and earlier states; there where the rule's
-            ``needs`` name any.
         tower: for early rules that name "tower" in ``needs``.
         cells: for early rules that name "cells": per sample, (picture, view, row, column) of each token; a newline has
             column -1, a token without a place row -1 too.
+        probe: within the decoder, answers questions about attention, keys and earlier states; there where the rule's
+            ``needs`` name any.
     """
 
     visual: Tensor
     prompt: Tensor
     prompt_mask: Tensor | None = None
     metric: str = "cosine"
-    probe: Probe | None = None
     tower: TowerView | None = None
     cells: Sequence[Sequence[tuple[int, int, int, int]]] | None = None
+    probe: Probe | None = None
 
 
 class Rule(Protocol):

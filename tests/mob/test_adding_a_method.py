@@ -71,4 +71,4 @@ def test_a_wrong_name_is_answered_with_the_nearest(capsys):
     assert main(["fastw"]) == 2
     assert "did you mean 'fastv'?" in capsys.readouterr().err
     assert main(["nothing alike"]) == 2
-    assert "known rules: codebook, dart" in capsys.readouterr().err
+    assert "known rules: cdpruner, codebook" in capsys.readouterr().err
