@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent)]
 
 import torch  # noqa: E402
+from bench_agreement import agreement  # noqa: E402
 from bench_model import STAGES, Bench, Setting, measure, profile  # noqa: E402
 from bench_selection import PLAIN, compare, growth  # noqa: E402
 from bench_shapes import SHAPES, build, sample  # noqa: E402
@@ -55,6 +56,7 @@ def flags() -> argparse.ArgumentParser:
     )
     mode.add_argument("--selection", action="store_true", help="selection alone against the plain ways; no model")
     mode.add_argument("--growth", action="store_true", help="selection alone: exponents in N, L and K; no model")
+    mode.add_argument("--agreement", action="store_true", help="selection alone: the Triton kernel against the loop")
     mode.add_argument("--profile", action="store_true", help="torch.profiler tables of the prefill")
     return parser
 
@@ -74,7 +76,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("use --repeats 1 and --new-tokens 2 at least")
     if unknown := [name for name in args.methods if name not in METHODS]:
         raise ValueError(f"--methods {unknown[0]}: one rule each, of {', '.join(sorted(METHODS))}")
-    no_model = args.selection or args.growth
+    no_model = args.selection or args.growth or args.agreement
     if SHAPES[args.shape].big and device.type != "cuda" and not (no_model or args.yes or args.model_path):
         raise ValueError(
             f"--shape {args.shape} has 7 billion weights: on a CPU that is 14 to 28 GB and minutes for every run. Use "
@@ -110,6 +112,10 @@ def result(args: argparse.Namespace, console: Console) -> dict:
         rows = growth(watch, args.repeats)
         console.print(growth_table(rows))
         return {"kind": "growth", "rows": rows}
+    if args.agreement:
+        rows = agreement(watch.device)
+        console.print(agreement_table(rows))
+        return {"kind": "agreement", "rows": rows, "right": all(row["identical"] and not row["waits"] for row in rows)}
     settings = settings_of(args)
     if args.profile:
         text = profile(next(benches(args, watch)), settings[0])
@@ -169,6 +175,24 @@ def selection_table(rows: list[dict]) -> Table:
     return table
 
 
+def agreement_table(rows: list[dict]) -> Table:
+    table = Table(title="selection: one launch against the loop")
+    for head in ("N, L, K", "batch", "dtype", "data", "Triton", "same indices", "waits", "not chosen by a CPU"):
+        table.add_column(head, justify="right")
+    for row in rows:
+        table.add_row(
+            f"{row['N']}, {row['L']}, {row['K']}",
+            str(row["batch"]),
+            row["dtype"],
+            row["data"],
+            "yes" if row["kernel"] else "no",
+            "yes" if row["identical"] else "NO",
+            row["waits"] or "-",
+            str(row.get("differ_from_cpu", "")),
+        )
+    return table
+
+
 def growth_table(rows: list[dict]) -> Table:
     table = Table(title="selection: time ~ size ^ exponent")
     for head in ("along", "from .. to", "ms", "exponent", "of the last two", "of memory"):
@@ -214,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(whole, indent=1) + "\n")
     print(json.dumps(whole, allow_nan=False))
-    return 0
+    return 0 if found.get("right", True) else 1
 
 
 if __name__ == "__main__":

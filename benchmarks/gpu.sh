@@ -28,9 +28,10 @@ part() {
     if ((code)); then tail -n 3 "$out/$name.log" >&2; failed=1; else sed '$d' "$out/$name.txt"; fi
 }
 
-part selection 60 --selection --repeats 5
-part growth 60 --growth --repeats 5
-part llava-next-7b 170 --shape llava-next-7b --dtype bfloat16 --batch 1 --K 320 160 --methods mob --repeats 7 --new-tokens 32
-part llava-1.5-7b 120 --shape llava-1.5-7b --dtype bfloat16 --batch 1 --K 64 192 --methods mob --repeats 7 --new-tokens 32
-part llava-1.5-7b-batches 120 --shape llava-1.5-7b --dtype bfloat16 --sweep batch --K 64 --repeats 3 --new-tokens 8
+part agreement 60 --agreement
+part selection 50 --selection --repeats 5
+part growth 50 --growth --repeats 5
+part llava-next-7b 150 --shape llava-next-7b --dtype bfloat16 --batch 1 --K 320 160 --methods mob --repeats 7 --new-tokens 32
+part llava-1.5-7b 110 --shape llava-1.5-7b --dtype bfloat16 --batch 1 --K 64 192 --methods mob --repeats 7 --new-tokens 32
+part llava-1.5-7b-batches 110 --shape llava-1.5-7b --dtype bfloat16 --sweep batch --K 64 --repeats 3 --new-tokens 8
 exit $failed

@@ -70,7 +70,8 @@ def select(
     dtype = _working_dtype(visual)
     units, prompt_units = unit_rows(visual, dtype), unit_rows(prompt, dtype)
     centres = prompt_centers(units, prompt_units, min(K_p, K), k, visual_mask, prompt_mask)
-    taken = visual_centers(units, centres, K, visual_mask, at_least=_guaranteed(prompt, K_p, k, prompt_mask))
+    sure = _guaranteed(prompt, K_p, k, prompt_mask)
+    taken = visual_centers(units, centres, K, visual_mask, at_least=sure, at_most=min(K_p, K))
     indices = taken.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, :K]
     selection = Selection(indices, centres.gather(1, indices))
     return Selection(*(tensor[0] for tensor in selection)) if single else selection
@@ -100,22 +101,29 @@ def prompt_centers(
 
 
 def visual_centers(
-    units: Tensor, centres: Tensor, K: int, visual_mask: Tensor | None = None, *, at_least: int = 0
+    units: Tensor,
+    centres: Tensor,
+    K: int,
+    visual_mask: Tensor | None = None,
+    *,
+    at_least: int = 0,
+    at_most: int | None = None,
 ) -> Tensor:
     """Farthest-point sampling from the given centres until every row holds K tokens: bool (B, N) of all kept tokens.
 
     Without any centre the first one is the token farthest from the mean direction (our choice, the paper is silent).
-    ``at_least`` is a lower bound of the centres that every row has; it saves steps where the exact number would cost
-    a synchronisation with the device.
+    ``at_least`` and ``at_most`` (by default K) are bounds of the centres that a row has; they save work where the exact
+    numbers would cost a synchronisation with the device.
     """
     real = torch.ones_like(centres) if visual_mask is None else visual_mask
-    needed = ~centres.any(1)
     on_host = centres.device.type == "cpu"  # where looking at the numbers costs no wait
-    if not on_host or bool(needed.any()):
-        centres = centres | _first_center(units, real, needed)
+    if at_least < 1:
+        needed = ~centres.any(1)
+        if not on_host or bool(needed.any()):
+            centres = centres | _first_center(units, real, needed)
     taken = centres
     counts = taken.sum(1)
-    most = int(counts.max()) if on_host else K
+    most = int(counts.max()) if on_host else max(K if at_most is None else at_most, 1)
     distance = _distance_to(units, taken, most).masked_fill(taken | ~real, NEVER)
     return sample(units, taken, distance, K, K - (int(counts.min()) if on_host else max(at_least, 1)))
 
@@ -128,15 +136,12 @@ def unit_rows(rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     plain = (length > 1e-12) & (length < 1e12)
     if rows.device.type == "cpu" and bool(plain.all()):
         return rows / length
-    return torch.where(plain, rows / length, _rescaled(rows))
-
-
-def _rescaled(rows: Tensor) -> Tensor:
-    """The same for rows of any size: dividing by the largest entry first keeps them away from overflow."""
-    scale = rows.abs().amax(-1, keepdim=True)
-    usable = torch.isfinite(scale) & (scale > 0)
-    rows = torch.where(usable, rows / scale.where(usable, 1.0), 0.0)
-    return rows / rows.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    # Other rows are first divided by their largest entry, plain ones by 1: no second copy of all rows for them.
+    largest = torch.linalg.vector_norm(rows, float("inf"), dim=-1, keepdim=True)
+    usable = torch.isfinite(largest) & (largest > 0)
+    rows = rows / largest.masked_fill(plain | ~usable, 1.0)
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)
+    return (rows / length).masked_fill_(~usable, 0.0)
 
 
 def _working_dtype(visual: Tensor) -> torch.dtype:

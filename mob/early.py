@@ -7,9 +7,9 @@ in the language model's embedding space, and the word embeddings of the prompt.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,29 +18,19 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 
 from mob.anatomy import STATE, Anatomy
-from mob.budget import Budget
+from mob.choosing import EarlyStage, choose
 from mob.config import MoBConfig
-from mob.coupling import hausdorff
 from mob.layout import ENCODERS, IMAGE, NOTE, VIDEO, Kept, declared
-from mob.methods import Rule, SpanView
+from mob.methods import needs_of
 from mob.spans import Spans, find_kinds, find_real, find_spans
-from mob.stages import by_budget, view_of
-from mob.tensors import places_of
+from mob.tensors import flat_features
+from mob.tower import Tokens, Watch, in_places
 
 _STACKED = "mob_stacked"
 _PIXELS = ("pixel_values", "image_patches")
 MODALITIES = {IMAGE: "image", VIDEO: "video"}
 ENCODED = "mm_encoder_outputs"
 PER_TOKEN = ("attention_mask", "mm_token_type_ids", "token_type_ids")
-
-
-@dataclass(frozen=True)
-class EarlyStage:
-    """A rule before the decoder. ``K``: tokens to keep, a number or a share; None where the rule itself decides."""
-
-    name: str
-    rule: Rule
-    K: int | float | None
 
 
 @dataclass(frozen=True)
@@ -75,19 +65,20 @@ def shorten(
         ValueError: the call or the transformers version leaves no way to hand over fewer features.
     """
     base = parts.base
-    outputs, used = _encode(base, kwargs)
+    watch = Watch(base) if any("tower" in needs_of(stage.rule) for stage in stages) else None
+    outputs, used, tokens = _encode(base, kwargs, watch)
     if not outputs:
         return None
-    _check_call(base, kwargs)
     ids, config = kwargs["input_ids"], parts.top.config
     kinds = find_kinds(config, ids, None, parts.embed)
     real = find_real(kwargs.get("attention_mask"), kinds, 0)
     given = declared(config, {ENCODED: outputs, **{k: v for k, v in kwargs.items() if k in used}})
     spans = find_spans(kinds, real, answer, True, config, given, settings.keep_newlines)
     embeds = _merge(parts.embed(ids), kinds, outputs)
-    keep, notes = _choose(stages, settings, spans, embeds, record)
+    tower = in_places(kinds, tokens) if watch else None
+    keep, embeds, notes = choose(stages, settings, spans, embeds, tower, record)
     rest = {name: value for name, value in kwargs.items() if name not in used}
-    fewer = {MODALITIES[k]: _fewer(out, k, kinds, keep, spans, notes) for k, out in _by_kind(outputs)}
+    fewer = {MODALITIES[k]: _fewer(out, k, kinds, keep, embeds, spans, notes) for k, out in _by_kind(outputs)}
     rows = _rows(keep & real)
     positions = _positions(base, settings, kwargs, real, rows)
     short = {"input_ids": _rows_of(ids, rows, config), "attention_mask": (rows >= 0).to(torch.int64)}
@@ -113,10 +104,17 @@ def _check_call(base: nn.Module, kwargs: dict[str, Any]) -> None:
         )
 
 
-def _encode(base: nn.Module, kwargs: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    """Features of the call's pictures and videos, by the model's own encoders, and the arguments that these used up."""
+def _encode(
+    base: nn.Module, kwargs: dict[str, Any], watch: Watch | None
+) -> tuple[dict[str, Any], set[str], dict[int, Tokens]]:
+    """Features of the call's pictures and videos, by the model's own encoders; the arguments that these used up; and,
+    where somebody watches, what the tower says of the features, by kind."""
     outputs: dict[str, Any] = dict(kwargs.get(ENCODED) or {})
-    used = {ENCODED}
+    if brings_pictures(kwargs):
+        _check_call(base, kwargs)
+    if outputs and watch:
+        raise ValueError("a rule that looks at the vision tower needs pixels: give pictures that are not encoded yet")
+    used, tokens = {ENCODED}, {}
     for method, kind in ENCODERS.items():
         encoder = getattr(base, method, None)
         if encoder is None or MODALITIES[kind] in outputs:
@@ -124,26 +122,24 @@ def _encode(base: nn.Module, kwargs: dict[str, Any]) -> tuple[dict[str, Any], se
         known = inspect.signature(encoder).parameters
         mine = {name: kwargs[name] for name in known if name != "kwargs" and kwargs.get(name) is not None}
         used |= set(mine)
-        if any(name.startswith(_PIXELS) for name in mine):
-            outputs[MODALITIES[kind]] = encoder(**mine, return_dict=True)
-    return outputs, used
+        if not any(name.startswith(_PIXELS) for name in mine):
+            continue
+        with watch.running(mine) if watch else nullcontext() as seen:
+            output = outputs[MODALITIES[kind]] = encoder(**mine, return_dict=True)
+        if watch:
+            tokens[kind] = watch.tokens(seen, method, mine, output)
+    return outputs, used, tokens
 
 
 def _by_kind(outputs: dict[str, Any]) -> Iterable[tuple[int, Any]]:
     return [(kind, outputs[name]) for kind, name in MODALITIES.items() if outputs.get(name) is not None]
 
 
-def _features(output: Any) -> Tensor:
-    """(tokens, d) of all pictures of one kind, in order."""
-    features = output.pooler_output
-    return torch.cat([one.flatten(0, -2) for one in features])
-
-
 def _merge(embeds: Tensor, kinds: Tensor, outputs: dict[str, Any]) -> Tensor:
     """Word embeddings (B, T, d) with the features in the places of their placeholders."""
     for kind, output in _by_kind(outputs):
         here = kinds == kind
-        features = _features(output)
+        features = flat_features(output)
         if len(features) != int(here.sum()):
             raise ValueError(
                 f"the prompt has {int(here.sum())} {MODALITIES[kind]} tokens and the pictures give {len(features)}: "
@@ -153,93 +149,13 @@ def _merge(embeds: Tensor, kinds: Tensor, outputs: dict[str, Any]) -> Tensor:
     return embeds
 
 
-def _choose(
-    stages: Sequence[EarlyStage], settings: MoBConfig, spans: Spans, embeds: Tensor, record: bool
-) -> tuple[Tensor, list[list[dict]]]:
-    """bool (B, T), what stays of the visual tokens (and all else), and what to say of each stage, per sample."""
-    alive = spans.visual.clone()
-    counts = [[picture.length for picture in row] for row in spans.pictures]
-    notes: list[list[dict]] = [[] for _ in counts]
-    for stage in stages:
-        before, sizes = alive, counts
-        alive = _stage(stage, settings, spans, embeds, before, sizes)
-        counts = _counts(before, alive, sizes)
-        for sample, row in enumerate(counts):
-            if not row:
-                continue
-            note = {"method": stage.name, "layer": 0, "N": sum(sizes[sample]), "K": sum(row)}
-            if record:  # how far the farthest dropped token is from what stays: the covering bound grows by this
-                mine, left = embeds[sample][before[sample]], alive[sample][before[sample]]
-                note["radius"] = float(hausdorff(mine, mine[left])) if bool(left.any()) else None
-            notes[sample].append(note)
-    keep = alive | ~spans.visual
-    return (keep & ~_lonely(keep, spans) if settings.keep_newlines == "rows" else keep), notes
-
-
-def _lonely(keep: Tensor, spans: Spans) -> Tensor:
-    """bool (B, T): newlines of rows of which nothing is left; one that ends a whole picture goes with all of it."""
-    out = torch.zeros(keep.shape, dtype=torch.bool)
-    for sample, (kept, seen, pictures) in enumerate(zip(keep.tolist(), spans.seen, spans.originals, strict=True)):
-        cells = [cell for number, picture in enumerate(pictures) for cell in picture.cells(number)]
-        placed = list(zip((at for at, there in enumerate(seen) if there), cells, strict=True))
-        left = [cell for at, cell in placed if kept[at] and cell.column >= 0]
-        rows, whole = {cell[:3] for cell in left}, {cell.image for cell in left}
-        for at, cell in placed:
-            if cell.row >= 0 > cell.column:
-                ends_picture = pictures[cell.image].views[cell.view].columns == 0
-                out[sample, at] = cell.image not in whole if ends_picture else cell[:3] not in rows
-    return out.to(keep.device)
-
-
-def _stage(
-    stage: EarlyStage, settings: MoBConfig, spans: Spans, embeds: Tensor, alive: Tensor, counts: list[list[int]]
-) -> Tensor:
-    """bool (B, T): what one rule leaves of the visual tokens that are still there."""
-    device = embeds.device
-    places = places_of(alive, max((sum(row) for row in counts), default=0))
-    out = torch.zeros_like(alive)
-    for budget, members in by_budget(_parts(stage, settings, counts)).items():
-        rows, starts = torch.tensor(members, device=device).T[..., None]
-        at = places[rows, starts + torch.arange(budget.N, device=device)]
-        if not budget.identity or stage.K is None:
-            samples = [sample for sample, _ in members]
-            view = view_of(embeds, at, spans.prompt, spans.prompt_counts, samples, settings.distance_metric)
-            out[rows, at] = kept_mask(stage.rule, view, budget)
-        else:
-            out[rows, at] = True
-    return out
-
-
-def kept_mask(rule: Rule, view: SpanView, budget: Budget) -> Tensor:
-    """bool (B, N): what a rule keeps, whether it names indices or answers with a mask."""
-    if hasattr(rule, "keep"):
-        return rule.keep(view, budget)
-    indices = rule.select(view, budget).indices
-    mask = torch.zeros(view.visual.shape[:2], dtype=torch.bool, device=view.visual.device)
-    return mask.scatter(1, indices, True)
-
-
-def _parts(stage: EarlyStage, settings: MoBConfig, counts: list[list[int]]) -> list[list[Budget]]:
-    """The budgets of every sample's pictures, of which ``counts`` tokens are there."""
-    if stage.K is None:  # the rule decides, of each picture on its own
-        return [[Budget(N=n, K=n, K_p=0, k=1) for n in row] for row in counts]
-    own = dataclasses.replace(settings, K=stage.K)
-    return [own.parts(own.budget(sum(row)), row) for row in counts]
-
-
-def _counts(before: Tensor, after: Tensor, sizes: list[list[int]]) -> list[list[int]]:
-    """How much is left of each picture."""
-    out = []
-    for was, now, row in zip(before.cpu(), after.cpu(), sizes, strict=True):
-        out.append([int(part.sum()) for part in now[was].split(row)] if row else [])
-    return out
-
-
-def _fewer(output: Any, kind: int, kinds: Tensor, keep: Tensor, spans: Spans, notes: list[list[dict]]) -> Any:
+def _fewer(
+    output: Any, kind: int, kinds: Tensor, keep: Tensor, embeds: Tensor, spans: Spans, notes: list[list[dict]]
+) -> Any:
     """An encoder's output with the features of kept tokens only, a tensor for each picture, its layout noted on it."""
     here = kinds == kind
     mask = keep[here]
-    features = _features(output)[mask]
+    features = embeds[here & keep]
     pictures = _left(kind, kinds, keep, spans, notes)
     sizes = [len(picture.indices) for picture in pictures]
     parts = list(features.split(sizes))

@@ -1,13 +1,18 @@
 """Farthest-point sampling on unit rows: always take the token whose nearest taken token is farthest away.
 
-Three ways to the same indices. ``loop`` takes one token after the other in all rows of a batch, with rows of the Gram
-matrix (for accelerators and small sizes) or with products made on demand. ``lazily`` is for CPUs, where products of
-long rows are what costs: it makes them only for tokens that could be the farthest.
+Four ways to the same indices. ``loop`` takes one token after the other in all rows of a batch, with rows of the Gram
+matrix or with products made on demand. ``mob.farthest_triton`` does the first of these in one launch on a GPU.
+``lazily`` is for CPUs, where products of long rows are what costs: it makes them only for tokens that could be the
+farthest.
 """
 
 from __future__ import annotations
 
+import functools
+import os
+import warnings
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -20,7 +25,9 @@ _CANDIDATES = 12  # tokens that are brought up to date together
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """Cosines of unit rows on the comparison grid: (B, n, d), (B, m, d) -> float32 (B, n, m)."""
     with torch.autocast(a.device.type, enabled=False):
-        return (torch.round(a @ b.transpose(-1, -2) * GRID) / GRID).float()
+        product = a @ b.transpose(-1, -2)
+    # In place: the Gram matrix of many tokens is the largest thing that a selection makes.
+    return product.mul_(GRID).round_().div_(GRID).float()
 
 
 def sample(units: Tensor, taken: Tensor, distance: Tensor, K: int, steps: int) -> Tensor:
@@ -33,7 +40,7 @@ def sample(units: Tensor, taken: Tensor, distance: Tensor, K: int, steps: int) -
         steps: how many tokens the row with the fewest still needs; rows that are full ignore the rest.
     """
     if units.device.type != "cpu":
-        return loop(taken, distance, K, steps, gram_rows(units))
+        return on_accelerator(units, taken, distance, K, steps)
     gram, demand, lazy = costs(*units.shape, steps)
     if lazy < min(gram, demand):
         return lazily(units, taken, distance, K)
@@ -51,9 +58,65 @@ def costs(batch: int, size: int, width: int, steps: int) -> tuple[float, float, 
     return gram, demand, lazy
 
 
+def on_accelerator(units: Tensor, taken: Tensor, distance: Tensor, K: int, steps: int) -> Tensor:
+    """``sample`` where looking at a number would mean waiting for the device: nothing here does."""
+    if not makes_gram(*units.shape, steps):
+        return loop(taken, distance, K, steps, demanded_rows(units))
+    gram = cosines(units, units)
+    if (kernel := triton_kernel(units)) is None:
+        return loop(taken, distance, K, steps, rows_of(gram))
+    return kernel.steps(gram, taken, distance, K)
+
+
+def makes_gram(batch: int, size: int, width: int, steps: int) -> bool:
+    """Whether an accelerator makes the Gram matrix: where that is cheaper than a pass over all rows for every step, and
+    takes no more memory than the decoder layer before did.
+
+    Of each token a Gram matrix holds 4 N bytes, and the activations of an MLP (three or four times 2.7 d numbers of two
+    bytes) 16 d to 22 d. Speeds are about two thirds of an H100's data sheet, not measured: 40 TFLOP/s in float32,
+    2.5 TB/s, and ten launches of 6 us for a step that makes its own products.
+    """
+    gram = 2 * batch * size**2 * width / 4e13
+    demand = steps * max(6e-5, 4 * batch * size * width / 2.5e12)
+    return size <= 4 * width and gram < demand
+
+
+def triton_kernel(units: Tensor) -> ModuleType | None:
+    """``mob.farthest_triton`` where it runs on this tensor: on CUDA, with Triton. MOB_TRITON=0 switches it off."""
+    if units.device.type != "cuda" or os.environ.get("MOB_TRITON") == "0":
+        return None
+    kernel = _tried(units.device)
+    return None if kernel is None or units.shape[1] > kernel.MOST else kernel
+
+
+@functools.cache
+def _tried(device: torch.device) -> ModuleType | None:
+    """The kernel, once it has run on two tokens: Triton may be there without the C compiler that it needs, say."""
+    try:
+        from mob import farthest_triton
+
+        taken = torch.tensor([[True, False]]).to(device, non_blocking=True)
+        farthest_triton.steps(taken.new_zeros(1, 2, 2, dtype=torch.float32), taken, taken.float(), 2)
+    except ImportError:
+        return None
+    except Exception as problem:
+        warnings.warn(
+            f"Triton does not work here ({type(problem).__name__}: {problem}): tokens are selected by PyTorch alone, "
+            "which is slower. MOB_TRITON=0 silences this",
+            stacklevel=2,
+        )
+        return None
+    return farthest_triton
+
+
 def gram_rows(units: Tensor) -> Callable[[Tensor], Tensor]:
     """A function (B, 1) places -> (B, N) cosines, from a Gram matrix that is made once."""
-    gram, size = cosines(units, units), units.shape[1]
+    return rows_of(cosines(units, units))
+
+
+def rows_of(gram: Tensor) -> Callable[[Tensor], Tensor]:
+    """The same, from a Gram matrix (B, N, N) that is there."""
+    size = gram.shape[1]
     return lambda place: gram.gather(1, place[..., None].expand(-1, -1, size))[:, 0]
 
 

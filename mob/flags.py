@@ -31,7 +31,7 @@ def add_mob_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--mob-Kp-ratio", type=float, help="share of them that are prompt centres")
     group.add_argument("--mob-k-ratio", type=float, help="covering fold, as a share of the prompt centres")
     group.add_argument("--mob-layer", type=int, help="decoder layer at whose entry the others leave (2)")
-    group.add_argument("--mob-method", help="rule: mob, visual, prompt, random (mob)")
+    group.add_argument("--mob-method", help="rule (mob); python -m mob.methods lists them")
     group.add_argument("--mob-schedule", help="paper's schedule for what is not given: default, strong, weak")
     switch = argparse.BooleanOptionalAction
     group.add_argument("--mob-per-picture", action=switch, help="split the budget over the pictures of a prompt (yes)")

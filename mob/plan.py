@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mob.spans import Spans
-from mob.tensors import expand
+from mob.tensors import expand, merge, on_device, take
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,17 @@ class Cut:
     Attributes:
         rows: (B, S) tokens of the pass, -1 for padding on the left.
         order: (B, S) the same as places in what the layer before saw; padding points to any place.
+        into: where tokens are merged, for each token that arrives the place of the one it becomes part of, -1 for none.
     """
 
     layer: int
     rows: Tensor
     order: Tensor
+    into: Tensor | None = None
+
+    def apply(self, hidden: Tensor) -> Tensor:
+        """What is left of the hidden states that arrive."""
+        return take(hidden if self.into is None else merge(hidden, self.into), self.order)
 
 
 @dataclass
@@ -67,6 +73,7 @@ class Plan:
         shorts: what the cache holds per layer range, ascending; updated when a stage selects.
         spans, stages: what to prune, and where; no stages in a pass that only continues.
         cuts: what has been dropped so far, ascending by layer.
+        notes: what entered the layers that a later stage asks about, by layer.
         whole: where a stage before the decoder has made the prompt shorter in this pass: the places of what is left,
             and the length of the input.
         owner: the pruning that began the pass; the hooks of every nested pruning leave the work to it.
@@ -78,6 +85,7 @@ class Plan:
     spans: Spans | None = None
     stages: tuple[Any, ...] = ()
     cuts: tuple[Cut, ...] = ()
+    notes: dict[int, Any] = field(default_factory=dict)
     whole: tuple[Tensor, int] | None = None
     owner: Any = None
     _before: tuple[Short, ...] = ()
@@ -94,6 +102,10 @@ class Plan:
         """The cut that decides what a layer sees, None where it sees the whole pass."""
         return _at(self.cuts, layer, "layer")
 
+    def at(self, layer: int) -> Cut | None:
+        """The cut that was made at a layer, None where there is none (yet)."""
+        return next((cut for cut in self.cuts if cut.layer == layer), None)
+
     def seen(self, per_token: Tensor, layer: int) -> Tensor:
         """A (B, T) bool of the pass, in the tokens that arrive at the entry of ``layer``: (B, S)."""
         cut = self.cut(layer - 1)
@@ -102,18 +114,19 @@ class Plan:
         rows = cut.rows.to(per_token.device)
         return per_token.gather(1, rows.clamp_min(0)) & (rows >= 0)
 
-    def drop(self, layer: int, keep: Tensor, counts: list[int]) -> Cut:
-        """From ``layer`` on only ``keep`` remains, bool (B, S); ``counts`` are its row sums, known on the host.
+    def drop(self, layer: int, keep: Tensor, counts: list[int], into: Tensor | None = None) -> Cut:
+        """From ``layer`` on only ``keep`` remains, bool (B, S); ``counts`` are its row sums, known on the host, and
+        ``into`` says what is merged (see ``Cut``).
 
         Rows are padded on the left; their order is preserved.
         """
         size = max(counts)
         order = keep.to(torch.uint8).sort(dim=1, stable=True).indices[:, -size:]
-        missing = size - torch.tensor(counts, device=keep.device)
+        missing = size - on_device(counts, keep.device)
         padding = torch.arange(size, device=keep.device) < missing[:, None]
         before = self.cut(layer - 1)
         rows = order if before is None else before.rows.gather(1, order)
-        cut = Cut(layer, rows.masked_fill(padding, -1), order)
+        cut = Cut(layer, rows.masked_fill(padding, -1), order, into)
         self.cuts = (*self.cuts, cut)
         self.shorts = self._shorts_after(cut, uneven=min(counts) < size)
         return cut
@@ -158,10 +171,12 @@ class Plan:
 
     def _once(self, key: tuple, value: Any, make: Callable[[Any], Any]) -> Any:
         """``make(value)``, made once: all layers get the same objects from the model, one per kind of attention."""
-        key = (*key, id(value))
-        if key not in self._memo:
-            self._memo[key] = (value, make(value))  # holding the value keeps its id from being used again
-        return self._memo[key][1]
+        made = self._memo.setdefault(key, [])
+        for given, result in made:
+            if given is value:  # not by id(value): torch.compile would guard on it, and compile every token anew
+                return result
+        made.append((value, make(value)))
+        return made[-1][1]
 
     def _short_mask(self, layer: int, short: Short, cut: Cut | None, mask: Any, cache: Any, flash: bool) -> Any:
         """The mask that the model built, reduced to the rows and columns of a short layer.

@@ -9,29 +9,31 @@ between calls is one attribute on the cache, and everything else lives in the pl
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mob import probe
 from mob.anatomy import STATE, Anatomy, dissect
+from mob.budget import keep_count
 from mob.codebook_file import vetted
 from mob.config import MoBConfig
 from mob.covering import Selection
 from mob.early import ENCODED, EarlyStage, Generate, Shorter, brings_pictures, is_short, joined, shorten
 from mob.layout import ENCODERS, declared
-from mob.methods import parse
+from mob.methods import needs_of, parse
+from mob.methods.base import Depth, Recycled
 from mob.noting import Noting
 from mob.plan import Plan
 from mob.record import RetainedPatches
 from mob.recorder import Clock, Recorder
 from mob.spans import Spans, find_kinds, find_real, find_spans
-from mob.stages import Stage, by_budget, view_of
-from mob.tensors import places_of, take
+from mob.stages import Stage, by_budget, schedule, stages_of, view_of
+from mob.tensors import on_device, places_of
 
-DEFAULT_LAYER = 2
 PLAN, ANSWER = "mob_plan", "mob_answer"
 
 
@@ -120,13 +122,14 @@ class Pruning:
                 one.rule.check(self.model)
         if settings.keep_newlines == "rows" and not early:
             raise ValueError("keep_newlines='rows' works after rules before the decoder only: give True or False")
-        first, count = self._anatomy.first_layer, len(self._anatomy.layers)
-        layer = self._layer(settings)
-        if not first <= layer < count:
-            raise ValueError(f"layer={layer}: this model can be pruned at layers {first} to {count - 1}")
+        depth = self._depth(settings)
+        depth.check(depth.layer)
+        if late is not None:
+            schedule(late.rule, 1000, keep_count(1000, settings.K or 1), depth)
+            probe.check(self._anatomy, late.rule)
 
-    def _layer(self, settings: MoBConfig) -> int:
-        return max(DEFAULT_LAYER, self._anatomy.first_layer) if settings.l_idx is None else settings.l_idx
+    def _depth(self, settings: MoBConfig) -> Depth:
+        return Depth(len(self._anatomy.layers), self._anatomy.first_layer, settings.l_idx)
 
     def _note_labels(self, top: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Tokens that labels ask for must not guide the selection, and the base model never sees labels."""
@@ -207,7 +210,7 @@ class Pruning:
             self._warn_of_other_span(settings, spans)
         stages = self._stages(settings, spans)
         if self.record and (past == 0 or any(spans.visual_counts)):
-            self._recorder.open(spans, stages, settings.method)
+            self._recorder.open(spans, stages, settings.method, len(self._anatomy.layers))
         if all(budget.identity for stage in stages for budget in stage.budgets):
             return self._go_on(cache, length, past)
         self._anatomy.check_window(cache, length)
@@ -226,33 +229,39 @@ class Pruning:
         _, late = parse(settings.method, settings.options)
         if late is None or settings.K is None:
             return ()
-        budgets = [settings.budget(n) for n in spans.visual_counts]
-        lengths = [[one.length for one in row] for row in spans.pictures]
-        parts = [settings.parts(whole, row) for whole, row in zip(budgets, lengths, strict=True)]
-        return (Stage(self._layer(settings), late.rule, budgets, settings.distance_metric, parts),)
+        return stages_of(settings, late.rule, self._depth(settings), spans)
 
     def _enter(self, plan: Plan, index: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         for stage in plan.stages:
-            if stage.layer == index:
+            if stage.layer == index and any(not budget.identity for budget in stage.budgets):
                 args, kwargs = self._prune(plan, stage, args, kwargs)
-        return args, plan.shorten(index, kwargs, self._anatomy.flash)
+        kwargs = plan.shorten(index, kwargs, self._anatomy.flash)
+        later = [stage for stage in plan.stages if stage.layer > index and plan.at(stage.layer) is None]
+        if any(index in probe.noted_layers(stage.rule, stage.layer) for stage in later):
+            plan.notes[index] = _noted(args, kwargs)
+        return args, kwargs
 
     def _prune(self, plan: Plan, stage: Stage, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """At a stage's layer: choose what stays, and hand on the shorter hidden states."""
         hidden = args[0] if args else kwargs["hidden_states"]
-        cut = next((cut for cut in plan.cuts if cut.layer == stage.layer), None)  # there when the layer runs again
+        cut = plan.at(stage.layer)  # there when the layer runs again
         if cut is None:
-            keep = self._choose(plan, stage, hidden)
+            keep, into = self._choose(plan, stage, _noted(args, kwargs))
             real, seen = plan.spans.real_counts, plan.spans.visual_counts
-            cut = plan.drop(stage.layer, keep, [r - n + b.K for r, n, b in zip(real, seen, stage.budgets, strict=True)])
+            counts = [r - n + b.K for r, n, b in zip(real, seen, stage.budgets, strict=True)]
+            cut = plan.drop(stage.layer, keep, counts, into)
+            if stage.layer > 1:  # what entered layer 0 stays: later stages may ask too
+                plan.notes.pop(stage.layer - 1, None)
             if kwargs.get("past_key_values") is not None:
                 setattr(kwargs["past_key_values"], STATE, plan.shorts)
-        hidden = take(hidden, cut.order)
+        hidden = cut.apply(hidden)
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     @torch.no_grad()
-    def _choose(self, plan: Plan, stage: Stage, hidden: Tensor) -> Tensor:
-        """bool (B, S): what stays. The rule is asked once per group of pictures with equal budgets."""
+    def _choose(self, plan: Plan, stage: Stage, arriving: probe.Noted) -> tuple[Tensor, Tensor | None]:
+        """bool (B, S): what stays, and what is merged into it (see ``Cut``). The rule is asked once per group of
+        pictures with equal budgets."""
+        hidden, into = arriving.hidden, None
         # A dispatched model may hold this layer on another device than the input.
         visual, real, prompts = (
             plan.seen(mask, stage.layer).to(hidden.device)
@@ -261,20 +270,38 @@ class Pruning:
         places = places_of(visual, max(budget.N for budget in stage.budgets))
         keep, centres = real & ~visual, torch.zeros_like(visual)
         counts = plan.spans.prompt_counts
+        source = self._source(plan, stage, arriving, visual, prompts)
         with self._recorder.timed(hidden.device, self.record) as clock:
             for budget, members in by_budget(stage.parts).items():
-                rows, starts = torch.tensor(members, device=hidden.device).T[..., None]
+                rows, starts = on_device(members, hidden.device).T[..., None]
                 at = places[rows, starts + torch.arange(budget.N, device=hidden.device)]
                 if not budget.identity:
                     samples = [sample for sample, _ in members]
                     view = view_of(hidden, at, prompts, counts, samples, stage.metric)
+                    if source is not None:
+                        view = replace(view, probe=probe.probes(source, samples, at, counts))
                     selection = stage.rule.select(view, budget)
+                    if isinstance(selection, Recycled):
+                        into = torch.full(visual.shape, -1, device=hidden.device) if into is None else into
+                        into[rows, at] = at.gather(1, selection.into.clamp_min(0)).masked_fill(selection.into < 0, -1)
                     at = at.gather(1, selection.indices)
                     centres[rows, at] = selection.prompt_center
                 keep[rows, at] = True
         if self.record:
             self._note(plan, stage, hidden, prompts, places, (keep, centres), clock)
-        return keep
+        return keep, into
+
+    def _source(
+        self, plan: Plan, stage: Stage, arriving: probe.Noted, visual: Tensor, prompt: Tensor
+    ) -> probe.Source | None:
+        """What the probes of a stage read; None where its rule asks for nothing."""
+        if not needs_of(stage.rule):
+            return None
+        # As if nothing left here: the layer's own mask and positions for all that arrives.
+        kwargs = plan.shorten(stage.layer, arriving.kwargs, self._anatomy.flash)
+        here = probe.Noted(arriving.hidden, kwargs)
+        before, bottom = plan.notes.get(stage.layer - 1), plan.notes.get(0)
+        return probe.Source(self._anatomy, stage.layer, before, here, bottom, plan.spans, visual, prompt)
 
     def _note(
         self,
@@ -289,8 +316,9 @@ class Pruning:
         """Record what a stage kept of each sample, its pictures taken together."""
         for budget in dict.fromkeys(b for b in stage.budgets if not b.identity):
             members = [i for i, b in enumerate(stage.budgets) if b == budget]
-            at = places[members, : budget.N]
-            keep, centres = (mask[members].gather(1, at) for mask in chosen)
+            rows = on_device(members, hidden.device)
+            at = places[rows, : budget.N]
+            keep, centres = (mask[rows].gather(1, at) for mask in chosen)
             indices = places_of(keep, budget.K)
             selection = Selection(indices, centres.gather(1, indices))
             view = view_of(hidden, at, prompts, plan.spans.prompt_counts, members, stage.metric)
@@ -338,6 +366,10 @@ class Pruning:
             )
 
 
+def _noted(args: tuple, kwargs: dict) -> probe.Noted:
+    return probe.Noted(args[0] if args else kwargs["hidden_states"], kwargs)
+
+
 @dataclass(frozen=True, eq=False)
 class _Enter:
     """The hook of one layer: a bound method that knows the layer's index, and survives deepcopy and pickle."""
@@ -364,7 +396,8 @@ def prune(
 
     Args:
         model: any stock vision-language model of transformers, also wrapped by PEFT, quantised or dispatched.
-        K: visual tokens to keep of each sample, an integer or a share in (0, 1).
+        K: visual tokens to keep of each sample, an integer or a share in (0, 1): those that are left after the last
+            stage of a rule that has several (``mob.cost.keep_for_mean`` finds the K of a mean over all layers).
         K_p, k: prompt centres and covering fold; by default from the paper's schedule (``mob.budget``).
         layer: decoder layer at whose entry the others leave, counted from 0; by default 2, or the first layer where the
             model allows it (3 in a Qwen3-VL).

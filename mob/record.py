@@ -7,6 +7,8 @@ import json
 import math
 from dataclasses import dataclass, field
 
+from mob.cost import mean_tokens
+
 
 @dataclass(frozen=True)
 class RetainedPatches:
@@ -21,11 +23,12 @@ class RetainedPatches:
         grids: [rows, columns] of every view of every picture: ``grids[image][view]``.
         N, K, K_p, k: the budget (K_p and k as asked for; fewer distinct candidates leave fewer prompt centres).
         layer, method: where and by which rule; of several stages the last.
-        stages: stages before the decoder, each with method, layer 0, N and K of the sample, and radius: how far (0..2)
-            the farthest dropped token is from what stayed.
+        stages: the stages before that one, each with method, layer, N and K of the sample. Those before the decoder
+            have layer 0, and radius: how far (0..2) the farthest dropped token is from what stayed.
+        depth: decoder layers of the model, 0 where a record does not say.
         eta, eps_p, eps_v: Hausdorff radii in 0..2 (see ``mob.coupling``); None where nothing was dropped or a set is
             empty.
-        milliseconds: time of the selection, of the whole batch; None if not dropped.
+        milliseconds: time of the selection, of the whole batch and all stages; None if not dropped.
     """
 
     keep_indices: list[int] = field(default_factory=list)
@@ -42,6 +45,7 @@ class RetainedPatches:
     layer: int = 2
     method: str = "mob"
     stages: list[dict] = field(default_factory=list)
+    depth: int = 0
     eta: float | None = None
     eps_p: float | None = None
     eps_v: float | None = None
@@ -54,6 +58,14 @@ class RetainedPatches:
         lengths = {len(getattr(self, name)) for name in lists}
         if lengths != {self.K}:
             raise ValueError(f"K={self.K} but the lists of this record have lengths {sorted(lengths)}")
+
+    @property
+    def mean_tokens(self) -> float | None:
+        """Visual tokens per decoder layer, averaged over all layers; None where the depth is not known."""
+        if not self.depth:
+            return None
+        stages = [(stage.get("layer", 0), stage["K"]) for stage in self.stages]
+        return mean_tokens(self.N, [*stages, (self.layer, self.K)], self.depth)
 
     def to_dict(self) -> dict:
         """Plain Python values, ready for JSON."""

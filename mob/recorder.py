@@ -59,6 +59,7 @@ class _Pass:
     pictures: list[list[Picture]]
     stages: tuple
     method: str = "mob"
+    depth: int = 0
     groups: list[_Group] = field(default_factory=list)
 
 
@@ -76,9 +77,9 @@ class Recorder:
     def __reduce__(self) -> tuple:
         return Recorder, ()
 
-    def open(self, spans: Spans, stages: tuple, method: str) -> None:
-        """A pass begins."""
-        self._current.value = _Pass(spans.pictures, stages, method)
+    def open(self, spans: Spans, stages: tuple, method: str, depth: int) -> None:
+        """A pass through a decoder of ``depth`` layers begins."""
+        self._current.value = _Pass(spans.pictures, stages, method, depth)
         self._keep_if_whole()
 
     @contextmanager
@@ -123,7 +124,8 @@ def _finish(one: _Pass) -> list[RetainedPatches]:
             # A later stage chooses among what the stages before it have left.
             left = chosen[sample][0] if sample in chosen else None
             kept = [left[i] for i in indices[at]] if left else indices[at]
-            chosen[sample] = kept, centres[at], [number(part[at]) for part in measured], milliseconds
+            before = chosen[sample][3] if left else 0
+            chosen[sample] = kept, centres[at], [number(part[at]) for part in measured], before + milliseconds
     out = []
     for sample, pictures in enumerate(one.pictures):
         source = origin(pictures)
@@ -140,7 +142,8 @@ def _finish(one: _Pass) -> list[RetainedPatches]:
                 row=[cell.row for cell in kept],
                 column=[cell.column for cell in kept],
                 grids=source.grids,
-                stages=source.stages,
+                stages=source.stages + _earlier(one, sample),
+                depth=one.depth,
                 N=source.N,
                 K=len(indices),
                 K_p=budget.K_p,
@@ -154,6 +157,16 @@ def _finish(one: _Pass) -> list[RetainedPatches]:
             )
         )
     return out
+
+
+def _earlier(one: _Pass, sample: int) -> list[dict]:
+    """The stages within the decoder before the last, where a sample has lost tokens."""
+    budgets = [(stage, stage.budgets[sample]) for stage in one.stages[:-1]]
+    return [
+        {"method": stage.rule.name, "layer": stage.layer, "N": budget.N, "K": budget.K}
+        for stage, budget in budgets
+        if not budget.identity
+    ]
 
 
 def _last(one: _Pass, sample: int, source: Origin) -> tuple[Budget, int, str]:

@@ -65,6 +65,8 @@ def find_real(mask: Tensor | None, kinds: Tensor, past: int) -> Tensor:
     ``mask`` is None (all real), 2D (B, past + T), or 4D as generate prepares it for static caches: what the last
     query may attend to.
     """
+    if isinstance(mask, dict):  # a Qwen's, one for each kind of attention: there is only one kind
+        (mask,) = mask.values()
     if mask is None:
         return torch.ones_like(kinds, dtype=torch.bool)
     if mask.ndim == 4:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from mob.budget import Budget
+from mob.config import MoBConfig
 from mob.methods import Rule, SpanView
-from mob.tensors import places_of, take
+from mob.methods.base import Depth
+from mob.spans import Spans
+from mob.tensors import on_device, places_of, take
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,44 @@ class Stage:
     def __post_init__(self) -> None:
         if not self.parts:
             object.__setattr__(self, "parts", [[budget] for budget in self.budgets])
+
+
+def schedule(rule: Rule, N: int, K: int, depth: Depth) -> list[tuple[int, int]]:
+    """Where a rule within the decoder prunes, and how many of N visual tokens are left after each stage.
+
+    One stage that leaves K, unless the rule has a schedule of its own.
+
+    Raises:
+        ValueError: a layer that cannot be, or stages that would bring tokens back.
+    """
+    plan = getattr(rule, "plan", None)
+    stages = [(depth.layer, min(K, N))] if plan is None else plan(N, K, depth)
+    for layer, _ in stages:
+        depth.check(layer)
+    layers, keeps = zip(*stages, strict=True)
+    if list(layers) != sorted(set(layers)) or list(keeps) != sorted(keeps, reverse=True) or not 0 < keeps[-1] <= N:
+        raise ValueError(f"method={rule.name!r} of {N} tokens would keep {stages}: layers go up, tokens go down")
+    return stages
+
+
+def stages_of(settings: MoBConfig, rule: Rule, depth: Depth, spans: Spans) -> tuple[Stage, ...]:
+    """The stages of a rule in one pass, ascending by layer. A sample that keeps everything does so at each of them."""
+    wholes = [settings.budget(n) for n in spans.visual_counts]
+    plans = [None if whole.identity else schedule(rule, whole.N, whole.K, depth) for whole in wholes]
+    layers = next(([layer for layer, _ in plan] for plan in plans if plan), [depth.layer])
+    left = [[picture.length for picture in row] for row in spans.pictures]
+    stages = []
+    for number, layer in enumerate(layers):
+        budgets, parts = [], []
+        for sample, (whole, plan) in enumerate(zip(wholes, plans, strict=True)):
+            N = sum(left[sample])
+            K = plan[number][1] if plan else N
+            budgets.append(Budget(N, K, min(whole.K_p, K), whole.k))
+            parts.append(settings.parts(budgets[-1], left[sample]))
+            if K < N:
+                left[sample] = [part.K for part in parts[-1]]
+        stages.append(Stage(layer, rule, budgets, settings.distance_metric, parts))
+    return tuple(stages)
 
 
 def by_budget(parts: Sequence[Sequence[Budget]]) -> dict[Budget, list[tuple[int, int]]]:
@@ -56,7 +96,7 @@ def view_of(
         hidden: (B, T, d); prompt: bool (B, T) with ``prompt_counts[i]`` True entries in row i.
         places: (n, N) places in the rows of ``samples``, n row numbers that may repeat.
     """
-    rows = torch.tensor(samples, device=hidden.device)
+    rows = on_device(samples, hidden.device)
     lengths = [prompt_counts[sample] for sample in samples]
     questions = places_of(prompt[rows], max(lengths))
     mask = None if min(lengths) == max(lengths) else prompt[rows].gather(1, questions)

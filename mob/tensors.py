@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+
+
+def on_device(numbers: Sequence, device: torch.device) -> Tensor:
+    """A tensor of numbers that the host knows. ``torch.tensor(numbers, device=device)`` would wait until the device has
+    done all that it was asked to do before."""
+    return torch.tensor(numbers).to(device, non_blocking=True)
 
 
 def places_of(mask: Tensor, count: int) -> Tensor:
@@ -14,6 +23,18 @@ def places_of(mask: Tensor, count: int) -> Tensor:
 def take(rows: Tensor, index: Tensor) -> Tensor:
     """(B, T, d) and (B, n) -> (B, n, d)."""
     return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
+
+
+def merge(rows: Tensor, into: Tensor) -> Tensor:
+    """Rows (B, T, d) where some are means of several: ``into`` (B, T) is the row that a row is part of, -1 for none.
+
+    A row that only it is part of stays as it is, to the bit.
+    """
+    there = into >= 0
+    index = into.clamp_min(0)
+    size = torch.zeros_like(into).scatter_add(1, index, there.to(into.dtype))
+    total = torch.zeros_like(rows).scatter_add(1, index[..., None].expand_as(rows), rows * there[..., None])
+    return torch.where(size[..., None] > 1, total / size.clamp_min(1)[..., None].to(rows.dtype), rows)
 
 
 def expand(hidden: Tensor, rows: Tensor, length: int) -> Tensor:
@@ -29,3 +50,13 @@ def expand(hidden: Tensor, rows: Tensor, length: int) -> Tensor:
     # Padding rows all write to the spare last entry, which is cut off.
     source = source.scatter(1, rows.masked_fill(rows < 0, length), place)[:, :length]
     return take(hidden, source.cummax(1).values.clamp_min(0))
+
+
+def flat_features(output: Any) -> Tensor:
+    """What an encoder gave for all its pictures, in order: (tokens, d). ValueError for another form of features."""
+    if getattr(output, "pooler_output", None) is None:
+        raise ValueError(
+            "this model's encoder does not give one row for each visual token: use a rule within the decoder, such as "
+            "method='mob'"
+        )
+    return torch.cat([one.flatten(0, -2) for one in output.pooler_output])

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 
 import bench  # noqa: E402
+import bench_agreement  # noqa: E402
 import bench_model  # noqa: E402
 import bench_selection  # noqa: E402
 import bench_shapes  # noqa: E402
@@ -119,6 +121,39 @@ def test_selection_is_compared_with_the_same_indices():
         assert row["identical"] and row["ms"]["gram"]["n"] == 2
         assert row["times_slower"].keys() == {"gram", "rows"}
     assert bench.selection_table(rows).row_count == 2
+
+
+AGREE = {"sizes": ((60, 4, 12),), "width": 32}
+
+
+def test_agreement():
+    rows = bench_agreement.agreement(CPU.device, **AGREE)
+    assert len(rows) == len({(row["batch"], row["dtype"], row["data"]) for row in rows}) == 2 * 3 * 3
+    for row in rows:
+        assert row["identical"] and row["waits"] is None and not row["kernel"]
+        assert row.get("differ_from_cpu") == (0 if row["batch"] == 1 else None)
+    assert bench.agreement_table(rows).row_count == 18
+
+
+def test_agreement_fails_where_tokens_differ(monkeypatch, capsys):
+    """A kernel that takes the first tokens, whichever they are, on a path that asks for one."""
+    farthest = bench_agreement.farthest
+
+    def first(gram, taken, distance, K):
+        return torch.zeros_like(taken).index_fill(1, torch.arange(K), True)
+
+    def asked(units):
+        return None if bench_agreement.os.environ.get("MOB_TRITON") == "0" else SimpleNamespace(steps=first)
+
+    monkeypatch.setattr(farthest, "triton_kernel", asked)
+    monkeypatch.setattr(bench_agreement.covering, "sample", farthest.on_accelerator)
+    monkeypatch.setattr(bench, "agreement", lambda device: bench_agreement.agreement(device, **AGREE))
+    assert bench.main(["--agreement", "--device", "cpu"]) == 1
+    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert not result["right"] and all(row["kernel"] for row in result["rows"])
+    assert not any(
+        row["identical"] for row in result["rows"] if row["data"] == "random"
+    )  # few distinct: the first ones
 
 
 def test_plain_ways_do_not_stay(monkeypatch):

@@ -174,7 +174,7 @@ function tellSample(sample) {
     add("rule", record.method);
     add("layer", String(record.layer));
     for (const stage of record.stages) {
-      add("before the decoder", `${stage.method}, ${grouped(stage.N)} to ${grouped(stage.K)} tokens${stage.radius === null ? "" : `, radius ${number(stage.radius)}`}`);
+      add(stage.layer ? `before, at layer ${stage.layer}` : "before the decoder", `${stage.method}, ${grouped(stage.N)} to ${grouped(stage.K)} tokens${stage.radius === null ? "" : `, radius ${number(stage.radius)}`}`);
     }
     if (record.mean !== undefined) add("mean tokens a layer", number(record.mean, 4));
     add("η", number(record.eta, 4));

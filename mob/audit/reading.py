@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -249,12 +249,14 @@ def _grids(grids: Any) -> list[list[list[int]]]:
 
 
 def _stages(stages: Any) -> list[dict]:
-    """Stages before the decoder, those that say what they kept."""
+    """Stages before the last one, those that say what they kept."""
     clean = []
     for one in stages if isinstance(stages, list) else ():
         if isinstance(one, dict) and isinstance(one.get("N"), int) and isinstance(one.get("K"), int):
             clean.append({"method": str(one.get("method", "?"))[:60], "N": one["N"], "K": one["K"]})
             clean[-1]["radius"] = _finite(one.get("radius"))
+            if isinstance(one.get("layer"), int) and one["layer"] > 0:
+                clean[-1]["layer"] = one["layer"]
     return clean
 
 
@@ -324,11 +326,11 @@ def _mean_tokens(entry: dict[str, Any], layers: int | None) -> float | None:
     record = entry[ENTRY]
     if (logged := _finite(entry.get("mean_tokens"))) is not None:
         return logged
-    layers = next((entry[n] for n in ("layers", "num_layers", "num_hidden_layers") if n in entry), layers)
-    if not isinstance(layers, int) or not 0 <= record.layer < layers:
+    layers = next((entry[n] for n in ("layers", "num_layers", "num_hidden_layers", "depth") if entry.get(n)), layers)
+    places = [0, *(stage.get("layer", 0) for stage in record.stages), record.layer]
+    if not isinstance(layers, int) or places != sorted(places) or layers <= record.layer:
         return None
-    arrive = record.stages[-1]["K"] if record.stages else record.N
-    return (record.layer * arrive + (layers - record.layer) * record.K) / layers
+    return replace(record, depth=layers).mean_tokens
 
 
 def _first(sources: Iterable[dict[str, Any]], names: Sequence[str]) -> Any:

@@ -4,14 +4,69 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from mob.budget import Budget, check_keep
 from mob.covering import Selection
+
+if TYPE_CHECKING:  # rules never import the mechanism
+    from mob.probe import Probe
+
+DEFAULT_LAYER = 2
+
+
+@dataclass(frozen=True)
+class TowerView:
+    """What the vision tower says of each token, for rules with ``needs = ("tower",)``.
+
+    All is of the layer whose output the model projects. A token that shows several patches has their mean.
+
+    Attributes:
+        scores: (B, N) attention that its patch gets: from the CLS token, mean over heads; of towers without one, the
+            mean over all tokens of its view (our substitute). 0 for tokens that the tower never saw (newlines).
+        keys: (B, N, d_k) keys of that layer, mean over heads, before rotation; 0 for newlines.
+        hidden: (B, N, d_v) what the projector is given for each token; 0 for newlines.
+        placed: bool (B, N), False for newlines.
+        cls: (B, d_v) the CLS token of the picture's first view; NaN where it is one of the visual tokens itself; None
+            where the tower has none.
+        project: the model's projector, (..., d_v) -> (..., d).
+    """
+
+    scores: Tensor
+    keys: Tensor
+    hidden: Tensor
+    placed: Tensor
+    cls: Tensor | None
+    project: Callable[[Tensor], Tensor]
+
+
+class Merged(NamedTuple):
+    """A ``Selection`` whose tokens have new values: ``features`` (B, K, d) go to the places ``indices`` (B, K).
+
+    A merged token takes the place of one of its members: the position, and the cell in records.
+    """
+
+    indices: Tensor
+    prompt_center: Tensor
+    features: Tensor
+
+
+class Recycled(NamedTuple):
+    """A selection in which dropped tokens live on: kept ones become means.
+
+    Attributes:
+        indices, prompt_center: as of a ``Selection``.
+        into: (B, N) int64, the kept token whose mean a token is part of (its own index for a kept one), -1 for none.
+    """
+
+    indices: Tensor
+    prompt_center: Tensor
+    into: Tensor
 
 
 @dataclass(frozen=True)
@@ -23,25 +78,60 @@ class SpanView:
         prompt: (B, L, d) hidden states of the prompt tokens, padded at the end; L may be 0.
         prompt_mask: (B, L) bool, True = real; None when nothing is padded.
         metric: "cosine" or "euclidean".
+        tower: for early rules that name "tower" in ``needs``.
+        cells: for early rules that name "cells": per sample, (picture, view, row, column) of each token; a newline has
+            column -1, a token without a place row -1 too.
+        probe: within the decoder, answers questions about attention, keys and earlier states; there where the rule's
+            ``needs`` name any.
     """
 
     visual: Tensor
     prompt: Tensor
     prompt_mask: Tensor | None = None
     metric: str = "cosine"
+    tower: TowerView | None = None
+    cells: Sequence[Sequence[tuple[int, int, int, int]]] | None = None
+    probe: Probe | None = None
 
 
 class Rule(Protocol):
     """A pruning rule: a frozen dataclass whose fields are its options.
 
+    Class attributes say what it is (``python -m mob.methods`` lists them): ``paper``, ``objective`` ("alignment",
+    "preservation" or "both"), ``needs``, what it looks at besides hidden states (see ``mob.probe``), and where that is
+    not one layer that the user chooses, ``where`` and the number of ``stages``.
+
+    A rule with ``plan(N, K, depth) -> [(layer, tokens left), ...]`` has a schedule of its own, one or several stages;
+    each asks ``select`` with what the stage before left as N. ``select`` may answer with ``Recycled``.
+
     A rule with ``early = True`` works before the decoder, on projected features and word embeddings. It may answer with
     ``keep(view, budget) -> bool (B, N)`` instead of ``select``; where ``adaptive`` is true it decides itself how many.
+    Its ``select`` may answer with ``Merged``. ``needs`` names what it must be shown besides: "tower", "cells".
     """
 
     name: str
 
     def select(self, view: SpanView, budget: Budget) -> Selection:
         """Exactly ``budget.K`` distinct ascending indices per sample, (B, K), and which of them are prompt centres."""
+
+
+class Depth(NamedTuple):
+    """What a rule with several stages may know of a decoder: its layers, the first that may prune, and the layer that
+    the user asked for (None: none)."""
+
+    layers: int
+    first: int = 1
+    asked: int | None = None
+
+    @property
+    def layer(self) -> int:
+        """Where a rule with one stage works: 2 unless asked otherwise, or the first layer that allows it."""
+        return max(DEFAULT_LAYER, self.first) if self.asked is None else self.asked
+
+    def check(self, layer: int) -> None:
+        """ValueError for a layer where tokens cannot leave."""
+        if not self.first <= layer < self.layers:
+            raise ValueError(f"layer={layer}: this model can be pruned at layers {self.first} to {self.layers - 1}")
 
 
 METHODS: dict[str, type] = {}
@@ -106,15 +196,31 @@ def is_early(rule: Rule) -> bool:
     return getattr(rule, "early", False)
 
 
+def needs_of(rule: Rule) -> tuple[str, ...]:
+    """What a rule must be shown besides tokens."""
+    return getattr(rule, "needs", ())
+
+
 def create(name: str, options: Mapping[str, Any] | None = None) -> Rule:
     """The rule of that name. ValueError with a suggestion for an unknown name or option."""
     if name not in METHODS:
-        close = difflib.get_close_matches(str(name), list(METHODS), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known rules: {', '.join(sorted(METHODS))}"
-        raise ValueError(f"no pruning rule named {name!r}: {hint}")
+        raise ValueError(unknown(name))
     cls = METHODS[name]
     known = [f.name for f in dataclasses.fields(cls)]
     for option in options or {}:
         if option not in known:
             raise ValueError(f"rule {name!r} has no option {option!r}; its options: {', '.join(known) or 'none'}")
     return cls(**(options or {}))
+
+
+def unknown(name: object) -> str:
+    """What to say of a name that no rule has."""
+    close = difflib.get_close_matches(str(name), list(METHODS), n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known rules: {', '.join(sorted(METHODS))}"
+    return f"no pruning rule named {name!r}: {hint}"
+
+
+def highest(scores: Tensor, K: int) -> Selection:
+    """The K highest scores of each row, (B, N) -> (B, K) ascending; of equal ones the first."""
+    indices = scores.sort(dim=1, descending=True, stable=True).indices[:, :K].sort(1).values
+    return Selection(indices, torch.zeros_like(indices, dtype=torch.bool))

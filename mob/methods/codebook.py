@@ -36,6 +36,9 @@ class CodebookRule:
     """
 
     early = True  # works on the projector's outputs, before the language model
+    paper = "Redundancy codebook, arXiv 2503.20540"
+    objective = "preservation"
+    where = "before the decoder, needs a codebook file"
 
     path: str = ""
     policy: str = "threshold"

@@ -21,6 +21,9 @@ class DivPrune:
     """
 
     early = True
+    needs = ()
+    paper = "DivPrune, CVPR 2025, arXiv 2503.02175"
+    objective = "preservation"
 
     @torch.no_grad()
     def select(self, view: SpanView, budget: Budget) -> Selection:

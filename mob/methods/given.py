@@ -22,6 +22,9 @@ class Given:
         prompt_center: for each of them, whether it counts as a prompt centre; None: none does.
     """
 
+    paper = "no rule: a choice that was made before"
+    objective = "given"
+
     indices: Sequence[int] | None = None
     prompt_center: Sequence[bool] | None = None
 

@@ -14,6 +14,9 @@ from mob.methods.base import SpanView, register
 class MoB:
     """Multi-objective balanced covering: the budget is shared between prompt alignment and visual preservation."""
 
+    paper = "MoB, NeurIPS 2025, arXiv 2505.10118"
+    objective = "both"
+
     def select(self, view: SpanView, budget: Budget) -> Selection:
         return select(
             view.visual,

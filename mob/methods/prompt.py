@@ -14,6 +14,9 @@ from mob.methods.base import SpanView, register
 class Prompt:
     """A cover of fold N with every token a prompt centre is just that ranking. Without a prompt: visual centres."""
 
+    paper = "MoB with prompt centres alone (ablation)"
+    objective = "alignment"
+
     def select(self, view: SpanView, budget: Budget) -> Selection:
         return select(
             view.visual,

@@ -18,6 +18,9 @@ class Random:
     give each picture another seed to average over draws. ``early``: choose before the decoder, as a baseline of rules
     that do."""
 
+    paper = "random choice (baseline)"
+    objective = "preservation"
+
     seed: int = 0
     early: bool = False
 

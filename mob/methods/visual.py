@@ -12,7 +12,12 @@ from mob.methods.base import SpanView, register
 @register("visual")
 @dataclass(frozen=True)
 class Visual:
-    """Every kept token is a visual centre; the prompt is not looked at."""
+    """Every kept token is a visual centre; the prompt is not looked at. ``early``: before the decoder, on features."""
+
+    paper = "MoB without prompt centres, NeurIPS 2025, arXiv 2505.10118"
+    objective = "preservation"
+
+    early: bool = False
 
     def select(self, view: SpanView, budget: Budget) -> Selection:
         return select(view.visual, view.prompt[:, :0], budget.K, 0, 1, metric=view.metric)

@@ -97,3 +97,22 @@ def test_flash_attention_in_a_second_turn(flash):
             cache = model(**inputs(ONE, pixels=pictures(2)[:1]), use_cache=True).past_key_values
             last.append(model(**turn, past_key_values=cache).logits)
     assert torch.allclose(*last, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["fastv", "dart", "sparsevlm", "sparsevlm2", "pyramiddrop"])
+@pytest.mark.parametrize("pad", ["left", "right"])
+def test_rules_that_look_at_attention(flash, method, pad):
+    """Their rows are read beside the kernel, by its 2D mask; several stages give it several lengths."""
+    given = {**inputs(*SAMPLES, pixels=pictures(3)), **batch(*SAMPLES, pad=pad)}
+    real = given["attention_mask"].bool()
+    given["position_ids"] = (given["attention_mask"].cumsum(1) - 1).clamp_min(0)
+    turn = {"input_ids": torch.tensor([prompt(42, "image", 43, 44)]), "pixel_values": pictures(2)[1:]}
+    expected, answers = [], []
+    for model in (llava(), flash):
+        with mob.prune(model, K=6, method=method) as pruning, torch.no_grad():
+            first = logits(model, **given)[real]
+            cache = model(**inputs(ONE, pixels=pictures(2)[:1]), use_cache=True).past_key_values
+            expected.append(torch.cat([first, model(**turn, past_key_values=cache).logits[0]]))
+        answers.append([record.keep_indices for record in pruning.records])
+    assert torch.allclose(*expected, atol=1e-9)
+    assert answers[0] == answers[1] and [len(kept) for kept in answers[0]] == [6, 6, 0, 6, 6]

@@ -128,7 +128,9 @@ def settings_for(method: str, K: int, seed: int, setup: Setup) -> MoBConfig | No
     if late:
         options = {name: options | {"K": min(2 * K, NUM_PATCHES)}}
     rules, positions = "+".join([name, late] if late else [name]), setup.positions if before else None
-    return MoBConfig(K=K, l_idx=setup.layer, method=rules, options=options, positions=positions)
+    own_layers = not before and getattr(METHODS[name], "stages", 1) > 1
+    layer = None if own_layers else setup.layer
+    return MoBConfig(K=K, l_idx=layer, method=rules, options=options, positions=positions)
 
 
 @torch.inference_mode()

@@ -84,7 +84,8 @@ def _again(entry: dict[str, Any]) -> dict[str, Any]:
     one = record_of(entry)
     if one.stages or (one.layer == 0 and one.K < one.N):
         name = "document {doc_id} of {task}".format(**entry)
-        raise ValueError(f"{name} was pruned before the decoder (method={one.method}): this cannot be replayed")
+        where = "in several stages" if any(stage.get("layer") for stage in one.stages) else "before the decoder"
+        raise ValueError(f"{name} was pruned {where} (method={one.method}): this cannot be replayed")
     if not one.K:  # there was no picture
         return {"K": 1, "l_idx": max(one.layer, 1), "method": "given"}
     cells = sum(rows * columns for picture in one.grids for rows, columns in picture)

@@ -1,0 +1,69 @@
+"""MMTok (ICLR 2026, arXiv 2508.18264): tokens that cover the question's words and all visual tokens together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mob.budget import Budget
+from mob.coverage import cover, on_grid
+from mob.covering import Selection, cosines, unit_rows
+from mob.methods.base import SpanView, register
+
+
+@register("mmtok")
+@dataclass(frozen=True)
+class MMTok:
+    """Greedy maximum of the mean coverage of the prompt plus ``alpha`` times the mean coverage of the picture.
+
+    A token covers a word, or another token, with its share in a softmax of cosines over all visual tokens; each word
+    and each token counts its best. Written from the paper's idea, not from its release: both parts use the features in
+    the language model's space and the prompt's word embeddings, no other model rewrites the question, and temperatures
+    and weight, as we know them, have not been checked against the authors' code. Without a prompt, the picture alone.
+
+    Attributes:
+        tau_text, tau_visual: temperatures of the two softmaxes.
+        alpha: weight of the picture.
+    """
+
+    early = True
+    needs = ()
+    paper = "MMTok, ICLR 2026, arXiv 2508.18264"
+    objective = "both"
+
+    tau_text: float = 0.02
+    tau_visual: float = 0.2
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("tau_text", "tau_visual"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ValueError(f"{name}={value!r}: give a temperature above 0")
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not self.alpha >= 0:
+            raise ValueError(f"alpha={self.alpha!r}: give a number of at least 0")
+
+    @torch.no_grad()
+    def select(self, view: SpanView, budget: Budget) -> Selection:
+        units, words = unit_rows(view.visual), unit_rows(view.prompt)
+        shares = _shares(cosines(units, units), self.tau_visual)
+        blocks, weights = [shares], [torch.full_like(units[:, :1, 0], self.alpha / budget.N, dtype=torch.float32)]
+        count = words.shape[1] * torch.ones_like(weights[0])
+        if words.shape[1]:
+            asked = _shares(cosines(words, units), self.tau_text)
+            if view.prompt_mask is not None:
+                asked = asked.masked_fill(~view.prompt_mask[..., None], 0)
+                count = view.prompt_mask.sum(1, keepdim=True).float()
+            blocks.append(asked)
+            weights.append(1 / count.clamp_min(1))
+        if not self.alpha:
+            weights[0] = torch.where(count > 0, weights[0], 1.0)  # nothing else to go by
+        indices = cover(blocks, weights, budget.K)
+        return Selection(indices, torch.zeros_like(indices, dtype=torch.bool))
+
+
+def _shares(similar: Tensor, temperature: float) -> Tensor:
+    """Softmax of each row, on the grid."""
+    return on_grid((similar / temperature).softmax(-1))
