@@ -23,7 +23,9 @@ from mob.anatomy import dissect
 from mob.budget import keep_count
 from mob.cost import Cost, cost
 from mob.layout import ENCODERS
-from mob.methods import parse
+from mob.methods import own_layers, parse
+from mob.methods.base import Depth
+from mob.stages import schedule
 
 STAGES = ("prefill", "first_token", "per_token")
 
@@ -41,7 +43,7 @@ class Setting:
         return bool(parse(self.method, {})[0])
 
     def active(self, model: nn.Module, record: bool = False) -> AbstractContextManager:
-        at = {} if self.early else {"layer": self.layer}
+        at = {} if self.early or own_layers(self.method) else {"layer": self.layer}
         return mob.prune(model, K=self.K, method=self.method, record=record, **at)
 
 
@@ -156,7 +158,12 @@ class Bench:
         more = {"text": self.text, "bytes_per_number": size}
         if setting is None or setting.early:
             return cost(self.model.config, K, K, layer=1, **more)
-        return cost(self.model.config, self.N, K, layer=setting.layer, **more)
+        rule, depth = parse(setting.method, {})[1].rule, self._depth(setting)
+        return cost(self.model.config, self.N, stages=schedule(rule, self.N, K, depth), **more)
+
+    def _depth(self, setting: Setting) -> Depth:
+        layers = self.model.config.get_text_config().num_hidden_layers
+        return Depth(layers, asked=None if own_layers(setting.method) else setting.layer)
 
 
 @torch.inference_mode()
@@ -200,7 +207,7 @@ def _rows(bench: Bench, settings: list[Setting], pairs: list[tuple[Runs, Runs]],
             {
                 "method": setting.method,
                 "K": keep_count(bench.N, setting.K),
-                "layer": 0 if setting.early else setting.layer,
+                "layer": None if own_layers(setting.method) else 0 if setting.early else setting.layer,
                 **sizes,
                 "mean_tokens": ideal.mean_tokens,
                 "pruner_ms": summary(pruned.pruner),

@@ -14,6 +14,7 @@ from typing import Any
 
 from mob.budget import keep_count, round_half_up
 from mob.config import MoBConfig
+from mob.methods import own_layers
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = ROOT / "scripts" / "paper" / "paper_tables.json"
@@ -136,7 +137,7 @@ class Grid:
         seen, rows = set(), []
         for row in self.rows:
             average = {AVERAGE: row.paper[AVERAGE]} if AVERAGE in row.paper else {}
-            deep = row.settings is not None and row.settings["l_idx"] > _SCENES_DEEPEST
+            deep = row.settings is not None and row.settings.get("l_idx", 0) > _SCENES_DEEPEST
             if row.here and not deep and (row.model, row.group, row.label) not in seen:
                 seen.add((row.model, row.group, row.label))
                 group = f"{row.model}'s {row.group}"
@@ -206,8 +207,11 @@ def _methods(table: str, also: tuple[str, ...], every: bool = True) -> tuple[Row
 def _added(last: Row, also: tuple[str, ...]) -> list[Row]:
     if last.settings is None:
         return []
-    base = {key: last.settings[key] for key in ("K", "l_idx")}
-    return [Row(last.model, last.group, rule, base | {"method": rule}) for rule in also]
+    rows = []
+    for rule in also:
+        layer = {} if own_layers(rule) else {"l_idx": last.settings["l_idx"]}
+        rows.append(Row(last.model, last.group, rule, {"K": last.settings["K"], "method": rule, **layer}))
+    return rows
 
 
 def _table2(also: tuple[str, ...]) -> Grid:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from llava.provenance import provenance
 from llava.scenes.checkpoint import PATH
+from mob.cost import mean_tokens
 from paper.grid import LMMS_SCENES, MODELS, ROOT, SCENES, Cell
 
 _BIN = 0.01  # width of the histogram of eta, which lies in 0 .. 2
@@ -104,10 +105,10 @@ def summary(records: Iterable[dict[str, Any]], layers: int) -> tuple[dict | None
 
 
 def _tokens(row: dict[str, Any], layers: int) -> tuple[float, float, float]:
-    N, K, layer = row["N"], row["K"], row["layer"]
     stages = row.get("stages") or []
-    whole, arrive = (stages[0]["N"], stages[-1]["K"]) if stages else (N, N)  # rules before the decoder come first
-    return whole, K, (layer * arrive + (layers - layer) * K) / layers
+    N = stages[0]["N"] if stages else row["N"]
+    left = [(stage.get("layer", 0), stage["K"]) for stage in stages]
+    return N, row["K"], mean_tokens(N, [*left, (row["layer"], row["K"])], layers)
 
 
 def distribution(values: list[float]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mob.methods.base import METHODS, Merged, Rule, SpanView, TowerView, create, needs_of, parse, register
+from mob.methods.base import METHODS, Merged, Rule, SpanView, TowerView, create, needs_of, own_layers, parse, register
 from mob.methods.cdpruner import CDPruner
 from mob.methods.codebook import CodebookRule
 from mob.methods.dart import DART
@@ -45,6 +45,7 @@ __all__ = [
     "Visual",
     "create",
     "needs_of",
+    "own_layers",
     "parse",
     "register",
 ]

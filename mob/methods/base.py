@@ -196,6 +196,11 @@ def is_early(rule: Rule) -> bool:
     return getattr(rule, "early", False)
 
 
+def own_layers(method: str) -> bool:
+    """Whether the last rule of "first+second+last" prunes at several layers of its own, so that none can be chosen."""
+    return getattr(METHODS.get(method.split("+")[-1]), "stages", 1) > 1
+
+
 def needs_of(rule: Rule) -> tuple[str, ...]:
     """What a rule must be shown besides tokens."""
     return getattr(rule, "needs", ())

@@ -35,7 +35,7 @@ from llava.scenes.questions import ASK, TASKS, Question
 from mob import MoBConfig, Pruning
 from mob.budget import Budget
 from mob.codebook_file import check_model, read_codebook
-from mob.methods import METHODS, create
+from mob.methods import METHODS, create, own_layers
 from mob.methods.base import is_early
 
 VANILLA, DROP_ALL = "vanilla", "drop-all"
@@ -128,8 +128,7 @@ def settings_for(method: str, K: int, seed: int, setup: Setup) -> MoBConfig | No
     if late:
         options = {name: options | {"K": min(2 * K, NUM_PATCHES)}}
     rules, positions = "+".join([name, late] if late else [name]), setup.positions if before else None
-    own_layers = not before and getattr(METHODS[name], "stages", 1) > 1
-    layer = None if own_layers else setup.layer
+    layer = None if own_layers(rules) else setup.layer
     return MoBConfig(K=K, l_idx=layer, method=rules, options=options, positions=positions)
 
 
