@@ -16,6 +16,7 @@ result is written once all are done. One thread, about 45 CPU minutes for two se
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -64,8 +65,11 @@ def start(folder: Path, seed: int) -> Path:
         layers, new = (m.model.language_model.layers for m in (model, build(seed)))
         for index in range(LAYER, len(layers)):
             layers[index].load_state_dict(new[index].state_dict())
-        build_processor().save_pretrained(folder)
-        model.save_pretrained(folder)
+        part = folder.with_name(f"start.{os.getpid()}")
+        build_processor().save_pretrained(part)
+        model.save_pretrained(part)
+        with contextlib.suppress(OSError):  # a variant that runs beside this one was first
+            part.rename(folder)
     return folder
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,15 @@ def write(folder: Path, pictures: int, questions: int) -> Path:
     for number in range(pictures):
         if not (folder / picture(number)).exists():
             draw(sample(FIRST + number), folder / picture(number))
-    file = folder / "data.json"
-    file.write_text(json.dumps([record(number, questions) for number in range(pictures)]))
+    file, part = folder / "data.json", folder / f"data.{os.getpid()}"
+    part.write_text(json.dumps([record(number, questions) for number in range(pictures)]))
+    part.replace(file)
     return file
 
 
 def draw(scene: Scene, path: Path) -> None:
     """Under another name first: a picture that is there is whole."""
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}")
     scene.draw().save(part, format="PNG")
     part.replace(path)
 
