@@ -10,7 +10,7 @@ were trained. Trained are projector and language model, by ``llava.train`` and w
 questions about each picture in one dialogue).
 
 Everything lies in ``--work`` and is continued from there; variants may run beside each other (``--variants``). The
-result is written once all are done. One thread, about 45 CPU minutes for two seeds.
+result is written once all are done. One thread, about 30 CPU minutes for two seeds.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder for data, runs and answers")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="of the new layers and of the order")
-    parser.add_argument("--steps", type=int, default=250, help=f"of {BATCH} dialogues each")
+    parser.add_argument("--steps", type=int, default=150, help=f"of {BATCH} dialogues each")
     parser.add_argument("--n", type=int, default=200, help="held-out questions of each of the nine kinds")
     parser.add_argument("--rounds", type=int, default=15, help="timed steps of each budget")
     parser.add_argument("--json", type=Path, default=RESULT)
