@@ -14,8 +14,11 @@ for stage in align answer evidence; do
   "$python" -m llava.scenes.train --out "$out" --until "$stage" "$@"
   scores="$out/$stage/scores.json"
   if [ ! -s "$scores" ] || [ "$out/$stage/checkpoint/model.safetensors" -nt "$scores" ]; then
-    methods="vanilla mob"
-    [ "$stage" = evidence ] && methods="vanilla mob visual prompt random drop-all"
+    case $stage in
+      align) methods=vanilla ;; # no answers yet: the language model is as new
+      answer) methods="vanilla mob random" ;;
+      evidence) methods="vanilla mob visual prompt random drop-all" ;;
+    esac
     # shellcheck disable=SC2086
     "$python" -m llava.scenes.evaluate --model-path "$out/$stage/checkpoint" --methods $methods --n "${N:-500}" \
       --json "$scores"

@@ -240,6 +240,20 @@ def checkpoint_step(argv):
     return int(found.rsplit("-", 1)[1]) if found else None
 
 
+def test_a_random_order_goes_on_too(world, tmp_path):
+    """Without grouping, in the second epoch, and with a worker that reads ahead."""
+    data = world.data("shuffled", samples=20)
+    flags = ("--num_train_epochs", "2", "--per_device_train_batch_size", "4", "--save_strategy", "steps")
+    flags += ("--save_steps", "7", "--dataloader_num_workers", "1")
+    argv = world.flags(tmp_path, data, *flags)
+    whole = train(argv=argv)
+    shutil.rmtree(tmp_path / "checkpoint-10")
+    assert checkpoint_step(argv) == 7
+    resumed = train(argv=argv)
+    assert resumed.state.global_step == 10 and losses(resumed) == losses(whole)
+    assert same(weights(whole.start.model), weights(resumed.start.model))
+
+
 def test_going_on_or_not(world, squares, tmp_path):
     argv = world.flags(
         tmp_path / "a", squares, *PROJECTOR, "--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"
