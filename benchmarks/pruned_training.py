@@ -16,9 +16,9 @@ result is written once all are done. One thread, about 30 CPU minutes for two se
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -68,8 +68,10 @@ def start(folder: Path, seed: int) -> Path:
         part = folder.with_name(f"start.{os.getpid()}")
         build_processor().save_pretrained(part)
         model.save_pretrained(part)
-        with contextlib.suppress(OSError):  # a variant that runs beside this one was first
+        try:
             part.rename(folder)
+        except OSError:  # a variant that runs beside this one was first
+            shutil.rmtree(part)
     return folder
 
 
