@@ -70,14 +70,17 @@ def by_training() -> str:
         "random": f"K drawn from {', '.join(map(str, budgets))}",
     }
     taken = {"full": str(budgets[0]), "pruned": str(budgets[-1]), "random": "random"}
-    lines = [["trained with", "CPU s a step", *(f"right at K = {K}" for K in budgets)]]
+    controls = {(row["trained"], row["method"]): row for row in result["controls"]}
+    last = [f"`random`, K = {budgets[-1]}", "no token"]
+    lines = [["trained with", "CPU s a step", *(f"right at K = {K}" for K in budgets), *last]]
     for variant, name in names.items():
         seconds = step[taken[variant]]
         cells = [_interval(rows[variant, K], "points", ".1f") for K in budgets]
+        cells += [_interval(controls[variant, method], "points", ".1f") for method in ("random", "drop-all")]
         lines.append([name, _interval(seconds, "median", ".2f"), *cells])
     for variant in ("pruned", "random"):
         cells = [_interval(rows[variant, K]["more_than_full"], "points", "+.1f") for K in budgets]
-        lines.append([f"{names[variant]}, minus all tokens", "", *cells])
+        lines.append([f"{names[variant]}, minus all tokens", "", *cells, "", ""])
     seeds = len(setup["seeds"])
     note = (
         f"Percent right, mean of nine kinds of questions, {setup['n']} held-out questions of each, {seeds} "

@@ -30,7 +30,7 @@ from transformers import LlavaForConditionalGeneration
 from llava.provenance import provenance
 from llava.scenes.checkpoint import NUM_PATCHES, PATH, build, build_processor
 from llava.scenes.dialogues import VERSION, write
-from llava.scenes.evaluate import DEFAULT_SETUP, RESAMPLES, VANILLA, Scores, questions, run
+from llava.scenes.evaluate import DEFAULT_SETUP, DROP_ALL, RESAMPLES, VANILLA, Scores, questions, run
 from llava.scenes.questions import TASKS
 from llava.train.arguments import parse
 from llava.train.train import build_trainer, train
@@ -42,6 +42,11 @@ VARIANTS = {
     "full": [],
     "pruned": ["--mob_K", str(BUDGETS[-1])],
     "random": ["--mob_random_K", *map(str, BUDGETS)],
+}
+# Files of answers: at each budget, and what says how much the choice of tokens, and the tokens, matter at all.
+ASKED = {
+    "right.json": ([VANILLA, "mob"], list(BUDGETS[1:])),
+    "controls.json": (["random", DROP_ALL], [BUDGETS[-1]]),
 }
 QUESTIONS, BATCH, RATE = 6, 16, 1e-3
 
@@ -93,16 +98,20 @@ def flags(args: argparse.Namespace, variant: str, seed: int) -> list[str]:
 def answers(args: argparse.Namespace, variant: str, seed: int) -> None:
     """Train one variant and let it answer, as far as that is not done."""
     folder = args.work / f"seed{seed}" / variant
-    if not (folder / "right.json").exists():
-        if not (folder / "model.safetensors").exists():
-            train(argv=flags(args, variant, seed))
+    if not (folder / "model.safetensors").exists():
+        train(argv=flags(args, variant, seed))
+    for name, (methods, budgets) in ASKED.items():
+        if (folder / name).exists():
+            continue
         model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-        model.config.MoB_config = {}
-        scores = run(model, [VANILLA, "mob"], list(BUDGETS[1:]), args.n)
-        tables = {str(K): np.nan_to_num(table, nan=-1).tolist() for (_, K), table in scores.tables.items()}
-        part = folder / "right.part"
+        scores = run(model, methods, budgets, args.n)
+        tables = {
+            str(K) if method in (VANILLA, "mob") else method: np.nan_to_num(table, nan=-1).tolist()
+            for (method, K), table in scores.tables.items()
+        }
+        part = folder / f"{name}.part"
         part.write_text(json.dumps(tables))
-        part.replace(folder / "right.json")
+        part.replace(folder / name)
 
 
 def seconds(args: argparse.Namespace) -> dict[str, list[float]]:
@@ -152,12 +161,14 @@ def bounds(value: float, resampled: np.ndarray) -> dict[str, float]:
 def result(args: argparse.Namespace, taken: dict[str, list[float]]) -> dict:
     """Rows for every variant and budget, and differences from the variant trained with all tokens."""
     draws = Scores(questions(args.n)).draws
-    found, rows = {}, []
+    found, rows, controls = {}, [], []
     for variant in VARIANTS:
-        files = [args.work / f"seed{seed}" / variant / "right.json" for seed in args.seeds]
-        tables = [json.loads(file.read_text()) for file in files]
+        tables = [
+            {key: np.array(table) for name in ASKED for key, table in json.loads((folder / name).read_text()).items()}
+            for folder in (args.work / f"seed{seed}" / variant for seed in args.seeds)
+        ]
         for K in BUDGETS:
-            each = [np.array(table[str(K)]) for table in tables]
+            each = [table[str(K)] for table in tables]
             value, resampled = found[variant, K] = macro(each, draws)
             mine = bounds(value, resampled) | {"seeds": [macro([one], draws)[0] for one in each]}
             mine["tasks"] = {task: macro([t[:, [i]] for t in each], draws)[0] for i, task in enumerate(TASKS)}
@@ -165,11 +176,14 @@ def result(args: argparse.Namespace, taken: dict[str, list[float]]) -> dict:
                 base, its = found["full", K]
                 mine["more_than_full"] = bounds(value - base, resampled - its)
             rows.append({"trained": variant, "K": K, **mine})
+        for method, K in (("random", BUDGETS[-1]), (DROP_ALL, 0)):
+            value = bounds(*macro([table[method] for table in tables], draws))
+            controls.append({"trained": variant, "method": method, "K": K, **value})
     setup = {"steps": args.steps, "dialogues": BATCH, "questions": QUESTIONS, "rate": RATE, "seeds": args.seeds}
     setup |= {"n": args.n, "layer": LAYER, "budgets": BUDGETS, "resamples": RESAMPLES}
     step = {K: interval(values) for K, values in taken.items()}
     step["random"] = interval([statistics.mean(three) for three in zip(*taken.values(), strict=True)])
-    return {"rows": rows, "cpu_seconds_a_step": step, "setup": setup, **provenance(PATH)}
+    return {"rows": rows, "controls": controls, "cpu_seconds_a_step": step, "setup": setup, **provenance(PATH)}
 
 
 def main() -> None:
