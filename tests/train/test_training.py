@@ -11,7 +11,9 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import cross_entropy
+from transformers import AutoProcessor
 
 import checkpoints
 from llava.model.builder import load_pretrained_model
@@ -68,6 +70,10 @@ def test_each_mode_learns_and_its_result_loads(world, scenes, tmp_path, mode, la
         raw = json.loads((out / "config.json").read_text())
         assert raw["vocab_size"] == VOCABULARY and raw["mm_vision_tower"] == str(world.tower)
         assert raw["image_aspect_ratio"] == "pad" and raw["tune_mm_mlp_adapter"] == (mode == "projector")
+    else:
+        stock = AutoProcessor.from_pretrained(out)
+        inputs = stock(text="<image>", images=Image.new("RGB", (28, 28)), return_tensors="pt")
+        assert (inputs["input_ids"] == model.config.image_token_id).sum() == 4 and inputs["pixel_values"].ndim == 4
     prompt, trained = ("USER: hi</s>", trainer.start.tokenizer)
     assert tokenizer(prompt)["input_ids"] == trained(prompt)["input_ids"]
 
