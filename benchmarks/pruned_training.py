@@ -57,18 +57,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="of the new layers and of the order")
     parser.add_argument("--steps", type=int, default=150, help=f"of {BATCH} dialogues each")
+    parser.add_argument("--first-new", type=int, default=LAYER, help=f"first decoder layer that is as new ({LAYER})")
     parser.add_argument("--n", type=int, default=200, help="held-out questions of each of the nine kinds")
     parser.add_argument("--rounds", type=int, default=15, help="timed steps of each budget")
     parser.add_argument("--json", type=Path, default=RESULT)
     return parser.parse_args()
 
 
-def start(folder: Path, seed: int) -> Path:
+def start(folder: Path, seed: int, first_new: int) -> Path:
     """The common start, as a folder of transformers."""
     if not (folder / "model.safetensors").exists():
         model = LlavaForConditionalGeneration.from_pretrained(PATH, dtype=torch.float32)
         layers, new = (m.model.language_model.layers for m in (model, build(seed)))
-        for index in range(LAYER, len(layers)):
+        for index in range(first_new, len(layers)):
             layers[index].load_state_dict(new[index].state_dict())
         part = folder.with_name(f"start.{os.getpid()}")
         build_processor().save_pretrained(part)
@@ -84,7 +85,12 @@ def flags(args: argparse.Namespace, variant: str, seed: int) -> list[str]:
     """The command line of a training, for ``llava.train``."""
     folder = args.work / f"seed{seed}"
     return [
-        *("--model_name_or_path", str(start(folder / "start", seed)), "--output_dir", str(folder / variant)),
+        *(
+            "--model_name_or_path",
+            str(start(folder / "start", seed, args.first_new)),
+            "--output_dir",
+            str(folder / variant),
+        ),
         *("--data_path", str(args.work / "data" / "data.json"), "--version", VERSION),
         *("--mm_tunable_parts", "mm_mlp_adapter,mm_language_model", "--use_cpu", "True"),
         *("--max_steps", str(args.steps), "--per_device_train_batch_size", str(BATCH), "--seed", str(seed)),
@@ -180,7 +186,7 @@ def result(args: argparse.Namespace, taken: dict[str, list[float]]) -> dict:
             value = bounds(*macro([table[method] for table in tables], draws))
             controls.append({"trained": variant, "method": method, "K": K, **value})
     setup = {"steps": args.steps, "dialogues": BATCH, "questions": QUESTIONS, "rate": RATE, "seeds": args.seeds}
-    setup |= {"n": args.n, "layer": LAYER, "budgets": BUDGETS, "resamples": RESAMPLES}
+    setup |= {"n": args.n, "layer": LAYER, "first_new": args.first_new, "budgets": BUDGETS, "resamples": RESAMPLES}
     step = {K: interval(values) for K, values in taken.items()}
     step["random"] = interval([statistics.mean(three) for three in zip(*taken.values(), strict=True)])
     return {"rows": rows, "controls": controls, "cpu_seconds_a_step": step, "setup": setup, **provenance(PATH)}
