@@ -133,7 +133,7 @@ def test_the_page_about_training_names_real_flags_and_files():
     old = {f"--{name}" for name in _RENAMED} | {"--group_by_length"}
     assert all(flag in page for flag in old)
     others = {"--out", "--pictures", "--image-file", "--query", "--nproc_per_node", "--module", "--output", "--mob-off"}
-    others |= {"--model-path", "--model-base", "--save-model-path"}
+    others |= {"--model-path", "--model-base", "--save-model-path", "--work", "--seeds", "--first-new"}
     assert not set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", page)) - ours - old - others
     for script in re.findall(r"(?:scripts|benchmarks|tests|LLaVA)/[\w./-]+\w", page):
         assert (ROOT / script).exists(), script
