@@ -14,7 +14,7 @@ from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.formats import local_folder, read_config
 from llava.train.build import Start
-from llava.train.saving import save_full
+from llava.train.saving import save_full, save_processors
 
 _DTYPES = ("float16", "bfloat16", "float32")
 
@@ -34,15 +34,16 @@ def merge(
         model_path, model_base, name, device="cpu", torch_dtype=getattr(torch, dtype)
     )
     target = Path(save_path)
+    files = local_folder(model_base) if model_base else local_folder(model_path)
+    tower = read_config(local_folder(model_path)).get("mm_vision_tower")
+    start = Start(tokenizer, model, image_processor, tower, True, None, files)
     if save_format == "original":
-        tower = read_config(local_folder(model_path)).get("mm_vision_tower")
         if tower is None:
             raise ValueError(f"{model_path} does not name its vision tower: use --save-format hf")
-        files = local_folder(model_base) if model_base else local_folder(model_path)
-        save_full(Start(tokenizer, model, image_processor, tower, True, None, files), target, model.state_dict())
+        save_full(start, target, model.state_dict())
         return
-    for part in (model, tokenizer, image_processor):
-        part.save_pretrained(target)
+    model.save_pretrained(target)
+    save_processors(start, target)
 
 
 def main() -> int:

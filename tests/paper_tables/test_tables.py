@@ -233,7 +233,7 @@ def test_a_failed_cell_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
     [
         (["table2", "--benchmarks", "GQA2"], "GQA2"),
         (["table2", "--rows", "nothing"], "--dry-run lists"),
-        (["table2", "--also", "fastv"], "rules are"),
+        (["table2", "--also", "fastw"], "rules are"),
         (["table2", "--checkpoint", "x=y"], "MODEL=PATH"),
         (["table2", "--smoke", "--n", "0"], "at least 1"),
         (["table2", "--figure", "x.png"], "is a table"),

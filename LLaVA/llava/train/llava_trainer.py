@@ -18,7 +18,7 @@ from llava.model.formats import TOWER
 from llava.train.arguments import ORIGINAL
 from llava.train.build import FULL, LORA_MODE, PROJECTOR_KEYS, Start
 from llava.train.sampling import LengthGroupedSampler
-from llava.train.saving import kind_of, load_adapter, merged, save_adapter, save_full, trained
+from llava.train.saving import kind_of, load_adapter, merged, save_adapter, save_full, save_processors, trained
 
 
 class LLaVATrainer(Trainer):
@@ -139,7 +139,7 @@ class LLaVATrainer(Trainer):
         with self._settled():
             if start.mode == FULL and wanted != ORIGINAL:
                 super()._save(str(folder), state_dict)
-                self._save_processors(folder)
+                save_processors(start, folder)
                 return
             state = start.model.state_dict() if state_dict is None else state_dict
             if start.mode != FULL and wanted in (None, ORIGINAL):
@@ -149,11 +149,7 @@ class LLaVATrainer(Trainer):
             else:
                 state = merged(start, state) if start.mode == LORA_MODE else state
                 start.model.save_pretrained(folder, state_dict=state)
-                self._save_processors(folder)
-
-    def _save_processors(self, folder: Path) -> None:
-        self.start.tokenizer.save_pretrained(folder)
-        self.start.image_processor.save_pretrained(folder)
+                save_processors(start, folder)
 
     @contextlib.contextmanager
     def _settled(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import LlavaProcessor
 
 from llava.model.adapters import LORA, PROJECTOR, TRAINABLES, read_parts
 from llava.model.formats import TOWER
@@ -115,6 +116,25 @@ def save_tokenizer(start: Start, folder: Path) -> None:
         shutil.copyfile(file, folder / file.name)
     if not found:
         start.tokenizer.save_pretrained(folder)
+
+
+def save_processors(start: Start, folder: Path) -> None:
+    """Tokenizer and image processor of a folder of transformers; for LLaVA-1.5 also the processor that stock code uses.
+
+    LLaVA-1.6's needs an image processor of its own kind, which the original layout does not describe.
+    """
+    start.tokenizer.save_pretrained(folder)
+    start.image_processor.save_pretrained(folder)
+    config = start.model.config
+    if config.model_type == "llava":
+        LlavaProcessor(
+            image_processor=start.image_processor,
+            tokenizer=start.tokenizer,
+            patch_size=config.vision_config.patch_size,
+            vision_feature_select_strategy=config.vision_feature_select_strategy,
+            num_additional_image_tokens=1,  # CLIP's CLS token
+            chat_template=start.tokenizer.chat_template,
+        ).save_pretrained(folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------
