@@ -1,0 +1,106 @@
+"""Flags of llava.train: the old ones, wrong ones, and what is written beside a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from llava.train.arguments import parse, translate
+from llava.train.build import pinpoints
+from llava.train.train import main, train
+from training import LORA, ORIGINAL, PROJECTOR, losses, trainer_for
+
+
+def test_tensorboard_where_it_is_installed(world, squares, tmp_path, monkeypatch):
+    monkeypatch.setattr("llava.train.arguments.is_tensorboard_available", lambda: True)
+    flags = [word for word in world.flags(tmp_path, squares) if word not in ("--report_to", "none")]
+    assert parse(flags)[2].report_to == ["tensorboard"]
+    assert parse([*flags, "--report_to", "none"])[2].report_to == []
+    monkeypatch.setattr("llava.train.arguments.is_tensorboard_available", lambda: False)
+    assert parse(flags)[2].report_to == []
+
+
+def test_tensorboard_gets_the_curve(world, squares, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "curves"))
+    flags = [word for word in world.flags(tmp_path / "out", squares) if word not in ("--report_to", "none")]
+    trainer = train(argv=[*flags, "--max_steps", "3"])
+    events = EventAccumulator(str(tmp_path / "curves"))
+    events.Reload()
+    assert [round(event.value, 4) for event in events.Scalars("train/loss")] == [round(x, 4) for x in losses(trainer)]
+    assert {"train/hours_left", "train/train_tokens_per_second"} <= set(events.Tags()["scalars"])
+
+
+def test_old_flags_are_translated(capsys):
+    old = [
+        "--evaluation_strategy",
+        "no",
+        "--warmup_ratio=0.03",
+        "--save_safetensors",
+        "False",
+        "--group_by_length",
+        "True",
+    ]
+    assert translate([*old, "--bf16", "True"]) == [
+        *("--eval_strategy", "no", "--warmup_steps", "0.03"),
+        *("--train_sampling_strategy", "group_by_length", "--bf16", "True"),
+    ]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "--warmup_ratio: now --warmup_steps" in said
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--bits", "4"), "add --lora_enable"),
+        (("--bits", "4", *LORA), "add --save_format original"),
+        (("--bits", "4", *LORA, *ORIGINAL), "pip install bitsandbytes"),
+        (("--mm_projector_type", "linear"), "only mlp2x_gelu"),
+        (("--version", "v9"), "--version v9: use one of"),
+        (("--mm_tunable_parts", "mm_resampler"), "use mm_mlp_adapter"),
+        (("--freeze_backbone", "True", "--freeze_mm_mlp_adapter", "True"), "nothing would be trained"),
+        (("--pretrain_mm_mlp_adapter", "/nowhere.bin"), "there is no such file"),
+        (("--on_bad_sample", "ignore"), "use one of stop, skip"),
+        (("--save_format", "gguf"), "use one of hf, original"),
+        (("--mob_K", "0"), "keep at least one"),
+        (("--lora_enable", "True", *PROJECTOR), "leave out --lora_enable"),
+        (("--image_aspect_ratio", "anyres"), "no image_grid_pinpoints"),
+    ],
+)
+def test_wrong_flags_are_one_line(world, squares, tmp_path, flags, message, monkeypatch):
+    monkeypatch.setattr("llava.train.build.is_bitsandbytes_available", lambda: False)
+    with pytest.raises(ValueError, match=message) as error:
+        trainer_for(world.flags(tmp_path, squares, *flags))
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_sample_in_a_worker_is_one_line(world, tmp_path, monkeypatch, capsys):
+    data = world.data("broken", samples=4)
+    (data.parent / "2.png").write_bytes(b"no picture")
+    argv = world.flags(tmp_path / "out", data, "--dataloader_num_workers", "1")
+    monkeypatch.setattr("sys.argv", ["train", *argv])
+    assert main() == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "id 2" in last and "--on_bad_sample skip" in last
+    trainer = train(argv=[*argv, "--on_bad_sample", "skip"])
+    assert trainer.train_dataset.refusals.count() == 1
+    assert "1 bad sample(s) skipped" in capsys.readouterr().err
+
+
+def test_vicunas_generation_settings_can_be_saved(world, squares, tmp_path):
+    """Vicuna's file names a temperature without sampling, which transformers refuses to write, at the very end."""
+    base = tmp_path / "vicuna"
+    shutil.copytree(world.base, base)
+    (base / "generation_config.json").write_text('{"temperature": 0.9, "top_p": 0.6, "max_length": 4096}')
+    flags = ("--model_name_or_path", str(base), "--max_steps", "1")
+    train(argv=world.flags(tmp_path / "llava-x", squares, *flags))
+    assert json.loads((tmp_path / "llava-x" / "generation_config.json").read_text())["temperature"] == 0.9
+
+
+def test_pinpoints():
+    assert pinpoints("(1x1),...,(2x2)", 336) == [[336, 336], [336, 672], [672, 336], [672, 672]]
+    assert pinpoints("[[336, 672]]", 336) == "[[336, 672]]" and pinpoints(None, 336) is None
