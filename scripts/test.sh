@@ -14,4 +14,4 @@ mob_eval
 export OMP_WAIT_POLICY=passive
 "$MOB_VENV"/bin/python -m ruff check .
 "$MOB_VENV"/bin/python -m ruff format --check -q .
-"$MOB_VENV"/bin/python -m pytest -n "${MOB_JOBS:-$(nproc 2>/dev/null || echo 2)}" --dist loadfile "$@"
+"$MOB_VENV"/bin/python -m pytest -n "${MOB_JOBS:-$(nproc 2>/dev/null || echo 2)}" --dist loadfile --no-loadscope-reorder --durations 25 "$@"

@@ -9,3 +9,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the commands that tests sta
 import torch
 
 torch.set_num_threads(1)
+
+# Files that take longest, to be started first: two cores are then busy until the end.
+LONG = ("llava/test_accuracy.py", "mob/test_rules.py", "lmms_eval/test_tasks.py", "paper_tables/test_tables.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))  # stable: the rest keeps its order
