@@ -112,8 +112,7 @@ def _decode(file: IO[bytes], name: str) -> Image.Image:
     try:
         image = Image.open(file)
         _refuse_if_huge(image.size, name)  # the header is read, the pixels are not
-        with _whole_pictures_only():
-            return upright_rgb(image)
+        return upright_rgb(image)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -145,8 +144,11 @@ def _too_large(name: str, detail: str) -> ImageError:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An opened picture as ``load_image`` gives it: turned as its EXIF says, on white, the first frame, RGB."""
-    image = ImageOps.exif_transpose(image)
+    """An opened picture as ``load_image`` gives it: turned as its EXIF says, on white, the first frame, RGB. Raises
+    what decoders raise where it is not whole."""
+    with _whole_pictures_only():
+        image = ImageOps.exif_transpose(image)
+        image.load()
     if image.mode.startswith("I;16"):  # convert() would clip every value above 255 to white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from Qwen2VL_MoB.pictures import levels, to_picture, to_pictures
 
@@ -106,7 +106,9 @@ def test_what_an_array_cannot_be(array, message):
     assert "\n" not in str(caught.value)
 
 
-def test_other_things(tmp_path):
+@pytest.mark.parametrize("lenient", [False, True])
+def test_other_things(tmp_path, monkeypatch, lenient):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)  # as lmms-eval sets it, for everybody
     for source, message in (
         (3, "cannot be a int"),
         (b"x", "cannot be a bytes"),
