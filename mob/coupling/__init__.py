@@ -45,14 +45,27 @@ def hausdorff(
 
 
 @torch.no_grad()
-def radii(visual: Tensor, prompt: Tensor, prompt_mask: Tensor | None, indices: Tensor, prompt_center: Tensor) -> Radii:
-    """eta, eps_p and eps_v of a selection: (B, N, d), (B, L, d), (B, L), (B, K), (B, K) -> three (B,)."""
+def radii(
+    visual: Tensor,
+    prompt: Tensor,
+    prompt_mask: Tensor | None,
+    indices: Tensor,
+    prompt_center: Tensor,
+    real: Tensor | None = None,
+) -> Radii:
+    """eta, eps_p and eps_v of a selection: (B, N, d), (B, L, d), (B, L), (B, K), (B, K) -> three (B,).
+
+    ``real``: bool (B, K), False for entries that are not kept.
+    """
+    visual_center = ~prompt_center
+    if real is not None:
+        prompt_center, visual_center = prompt_center & real, visual_center & real
     visual, prompt = unit_rows(visual), unit_rows(prompt)
     kept = visual.gather(1, indices[..., None].expand(-1, -1, visual.shape[-1]))
     return Radii(
         eta=_between(visual, prompt, None, prompt_mask),
         eps_p=_between(kept, prompt, prompt_center, prompt_mask),
-        eps_v=_between(kept, visual, ~prompt_center, None),
+        eps_v=_between(kept, visual, visual_center, None),
     )
 
 
