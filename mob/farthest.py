@@ -30,9 +30,7 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
     return product.mul_(GRID).round_().div_(GRID).float()
 
 
-def sample(
-    units: Tensor, taken: Tensor, distance: Tensor, K: int, steps: int, stop: float | None = None
-) -> Tensor:
+def sample(units: Tensor, taken: Tensor, distance: Tensor, K: int, steps: int, stop: float | None = None) -> Tensor:
     """bool (B, N): ``taken`` with more tokens, until every row has K, in the way that is fastest for these sizes.
 
     Args:

@@ -11,7 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mob.coupling.modes import Modes, OnlineSplit, split
 from mob.covering import cosines, unit_rows
+
+__all__ = ["Modes", "OnlineSplit", "Radii", "hausdorff", "radii", "split", "weak_weight"]
 
 
 class Radii(NamedTuple):
@@ -42,6 +45,17 @@ def hausdorff(
         masks = (None if mask is None else mask[None] for mask in (visual_mask, prompt_mask))
         return _between(unit_rows(visual)[None], unit_rows(prompt)[None], *masks)[0]
     return _between(unit_rows(visual), unit_rows(prompt), visual_mask, prompt_mask)
+
+
+def weak_weight(eta: Tensor, tau: float, spread: float) -> Tensor:
+    """How much the weak setting counts against the strong one, 0..1, float64 (B,): logistic in eta around ``tau``.
+
+    ``spread`` 0 is the paper's recipe, one setting or the other; tau itself is strong. Where eta is NaN there is
+    nothing to align with: 0.
+    """
+    away = eta.to(torch.float32 if eta.device.type == "mps" else torch.float64) - tau
+    weight = torch.sigmoid(away / spread) if spread else (away > 0).to(away.dtype)
+    return weight.masked_fill(eta.isnan(), 0.0)
 
 
 @torch.no_grad()

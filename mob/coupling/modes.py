@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FEWEST = 20  # values, below which nothing is said of modes
+FEWEST = 50  # values, below which nothing is said of modes
 SMALLEST = 0.1  # share of the values that a mode has at least
-DEEPEST = 0.7  # density between the modes over that of the lower one, where there are two
+DEEPEST = 0.6  # density between the modes over that of the lower one, where there are two
 AT_MEAN = 0.95  # weight at the mean of the upper mode, 1 - 0.95 at that of the lower
 
 
@@ -106,3 +106,78 @@ def _valley(data: np.ndarray, low: float, high: float) -> float:
         return 1.0
     bottom = int(inside[density[inside].argmin()])
     return float(density[bottom] / min(density[: bottom + 1].max(), density[bottom:].max()))
+
+
+@dataclass
+class OnlineSplit:
+    """A running threshold over the etas of the last samples, without a calibration or around one.
+
+    It depends on the order of the samples and on how they are batched: a pass uses what the passes before it have seen.
+    ``add`` keeps tensors; ``settle`` brings them to the host, which by the next pass waits for nothing new.
+
+    Attributes:
+        tau0, spread0: calibrated ones, which hold until the warm-up is over; None: there is no threshold until then.
+        window: how many of the last etas are looked at.
+        warm_up: how many must have come before the threshold may move.
+        hysteresis: it moves only to where it is farther than this from the old one.
+        drift: and never farther than this from ``tau0``, if there is one.
+        tau, spread: the current ones. Where the window does not show two modes they stay.
+    """
+
+    tau0: float | None = None
+    spread0: float | None = None
+    window: int = 512
+    warm_up: int = 64
+    hysteresis: float = 0.01
+    drift: float = 0.1
+    tau: float | None = field(init=False)
+    spread: float | None = field(init=False)
+    _pending: deque = field(init=False, repr=False, default_factory=deque)
+    _etas: deque = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("window", "warm_up"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < FEWEST:
+                raise ValueError(f"online: {name}={value!r}: give an integer, at least {FEWEST}")
+        if self.warm_up > self.window:
+            raise ValueError(f"online: warm_up={self.warm_up} with window={self.window}: it would never be over")
+        for name in ("hysteresis", "drift"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 2:
+                raise ValueError(f"online: {name}={value!r}: give a distance of eta, between 0 and 2")
+        self.tau, self.spread = self.tau0, self.spread0
+        self._etas = deque(maxlen=self.window)
+
+    def add(self, eta: Tensor) -> None:
+        """Etas (B,) of a pass, on any device; NaN, where there is no prompt, is left out later."""
+        self._pending.append(eta.detach())
+
+    @torch.no_grad()
+    def settle(self) -> tuple[float | None, float | None]:
+        """tau and spread after all that was added; None where there are none yet."""
+        fresh = False
+        while self._pending:
+            try:
+                values = self._pending.popleft().tolist()
+            except IndexError:  # another thread was faster
+                break
+            self._etas.extend(value for value in values if math.isfinite(value))
+            fresh = True
+        if fresh and len(self._etas) >= self.warm_up:
+            self._move(split(list(self._etas)))
+        return self.tau, self.spread
+
+    def _move(self, modes: Modes) -> None:
+        if not modes.separated:
+            return
+        wanted = modes.tau
+        if self.tau0 is not None:
+            wanted = min(max(wanted, self.tau0 - self.drift), self.tau0 + self.drift)
+        if self.tau is None or abs(wanted - self.tau) > self.hysteresis:
+            self.tau = wanted
+            self.spread = modes.spread if self.spread0 is None else self.spread0
+
+
+# What a user may set of it.
+TUNABLE = tuple(one.name for one in fields(OnlineSplit) if one.init and not one.name.endswith("0"))
