@@ -1,10 +1,10 @@
-"""``python -m mob.coupling calibrate LOGS... --save FOLDER``: the threshold between strong and weak, from your own logs.
+"""``python -m mob.coupling calibrate LOGS... --save FOLDER``: what lies between strong and weak, from your own logs.
 
 Reads eta of every sample that was pruned: logs of lmms-eval or llava.eval with --log-retained-patches, or what
 run_llava --save-record wrote. Any rule and K will do, but the layer, and the rules before the decoder, must be those
-that are to be used. Finds two modes (mob/coupling/modes.py says how) and prints tau and spread; where there are not two,
-says why, and saves nothing unless told to. --save takes a model's folder, whose config.json gets the regime, or a .json
-file for --mob-config. Exit code 1: there are not two modes; 2: something that is wrong.
+that are to be used. Finds two modes (mob/coupling/modes.py says how) and prints tau and spread; where there are not
+two, says why, and saves nothing unless told to. --save takes a model's folder, whose config.json gets the regime, or a
+.json file for --mob-config. Exit code 1: there are not two modes; 2: something that is wrong.
 """
 
 from __future__ import annotations
