@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import math
 from fractions import Fraction
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 import mob
 import reference
+import zoo
 from mob.budget import between, budget, prompt_share
 from mob.config import MoBConfig, overlay
 from mob.coupling import radii, weak_weight
@@ -291,17 +293,17 @@ def test_what_is_asked_for_later_replaces_what_it_contradicts():
 # --------------------------------------------------------------------------------------------------- whole models
 
 
-def adapted(tau, spread, epsilon, K):
-    """(visual, prompt, its tokens N) -> the tokens that one picture keeps, by the book."""
+def adapted(tau, spread, epsilon):
+    """(visual, prompt, K) -> the tokens that one picture keeps, by the book."""
 
-    def choose(visual, text):
+    def choose(visual, text, K):
         if tau is None:
             K_p, k = 2, 2
         else:
             eta = reference.hausdorff(visual, text)
             w = 1 / (1 + math.exp(-(eta - tau) / spread))
-            assert len(visual) <= 3 * K  # beyond a third the shares stay what they are
-            K_p = math.floor(K * (1 / 4 + w * (5 / 12 - 1 / 4)) + 0.5)
+            strong, weak = (float(prompt_share(len(visual), K, name)) for name in ("strong", "weak"))
+            K_p = math.floor(K * (strong + w * (weak - strong)) + 0.5)
             k = max(1, math.floor(K_p * (3 / 40 + w * 2 / 40) + 0.5))
         if epsilon is None:
             return reference.select(visual, text, K, K_p, k)[0]
@@ -326,7 +328,31 @@ class SlowAdaptive(reference.SlowLlava):
         values = hidden.double().numpy()
         asked = [i for i in text if i > visual[-1]] or [i for i in text if i > 0]
         for at in range(0, len(visual), PATCHES):
-            self.kept[-1] += [at + i for i in self.rule(values[visual[at : at + PATCHES]], values[asked])]
+            here = values[visual[at : at + PATCHES]]
+            self.kept[-1] += [at + i for i in self.rule(here, values[asked], PATCHES // 2)]
+        self.dropped |= {v for i, v in enumerate(visual) if i not in self.kept[-1]}
+
+
+class SlowFamily(reference.SlowDecoder):
+    """The same for any model: a share of the tokens of every picture, each by ``choose``."""
+
+    def __init__(self, model, choose, share, **more):
+        super().__init__(model, budget=lambda n: None, **more)
+        self.rule, self.share = choose, share
+
+    def _choose(self, ids, hidden, start, end, lengths):
+        visual = [i for i in range(start, end) if ids[i] in self.visual_ids]
+        text = [i for i in range(start, end) if ids[i] not in self.visual_ids]
+        values, at = hidden.double().numpy(), 0
+        self.kept.append([])
+        if not visual:
+            return
+        asked = [i for i in text if i > visual[-1]] or [i for i in text if i > 0]
+        for length, K in zip(
+            lengths, reference.shares(math.floor(self.share * len(visual) + 0.5), lengths), strict=True
+        ):
+            self.kept[-1] += [at + i for i in self.rule(values[visual[at : at + length]], values[asked], K)]
+            at += length
         self.dropped |= {v for i, v in enumerate(visual) if i not in self.kept[-1]}
 
 
@@ -354,7 +380,7 @@ def test_generate_equals_the_reference(case, attention, dtype):
     model, pixels = llava(dtype, attention), pictures(3, dtype)
     with mob.prune(model, K=0.5, **more) as pruning:
         out, answers = generate(model, batch(*SAMPLES), pixels)
-    slow, start = SlowAdaptive(model, adapted(*numbers, PATCHES // 2)), 0
+    slow, start = SlowAdaptive(model, adapted(*numbers)), 0
     for row, (ids, count) in enumerate(zip(SAMPLES, IMAGES, strict=True)):
         own = pixels[start : start + count].double() if count else None
         expected, logits = slow.generate([(ids, own, NEW)])
@@ -373,6 +399,23 @@ def test_generate_equals_the_reference(case, attention, dtype):
         assert sum(record.K for record in pruning.records) < sum(IMAGES) * PATCHES // 2
 
 
+@pytest.mark.parametrize("case", ["auto", "both"])
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision", "qwen2_vl", "qwen3_vl"])
+def test_families(name, case):
+    """Tiles, videos and pictures of unlike sizes, in one padded batch."""
+    family = zoo.FAMILIES[name]
+    more, *numbers = CASES[case]
+    model = family.model()
+    with mob.prune(model, K=0.5, layer=family.layer, **more) as pruning, torch.no_grad():
+        logits = model(**zoo.collate(family.samples())).logits
+    slow = SlowFamily(model, adapted(*numbers), Fraction(1, 2), layer=family.layer, attends=family.attends)
+    for row, sample in enumerate(family.samples()):
+        inputs = zoo.one(sample)
+        exact = slow.run(inputs, [(0, inputs["input_ids"].shape[1])], [zoo.lengths(sample)])[-1]
+        assert pruning.records[row].keep_indices == slow.kept[0]
+        assert (logits[row, -1] - exact).abs().max() <= 1e-5 * max(1.0, exact.abs().max())
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_second_turn(case):
     more, *numbers = CASES[case]
@@ -383,7 +426,7 @@ def test_second_turn(case):
         ids = torch.cat([first.sequences, torch.tensor([turn])], 1)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         out, last = generate(model, inputs, pixels[1:], past_key_values=first.past_key_values)
-    slow = SlowAdaptive(model, adapted(*numbers, PATCHES // 2))
+    slow = SlowAdaptive(model, adapted(*numbers))
     expected, logits = slow.generate([(ONE, pixels[:1], NEW), (turn, pixels[1:], NEW)])
     assert [answer[0], last[0]] == expected
     assert (torch.stack(out.logits, 1)[0] - logits[1].float()).abs().max() < 1e-4
@@ -417,7 +460,7 @@ def test_everything_kept_is_bit_identical():
 def test_visual_with_a_radius(layer):
     model, inputs = llava(torch.float32), {**batch(ONE, TWO), "pixel_values": pictures(3, torch.float32)}
     options = {"early": True} if layer == "early" else {}
-    if layer == "early" and "mm_encoder_outputs" not in type(model.model).forward.__code__.co_varnames:
+    if layer == "early" and "mm_encoder_outputs" not in inspect.signature(type(model.model).forward).parameters:
         pytest.skip("rules before the decoder need encoded pictures")
     counts = {}
     for epsilon in (0.2, 1.0, 2.0):
