@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import mob
 import reference
 import zoo
+from mob import farthest
 from mob.budget import between, budget, prompt_share
 from mob.config import MoBConfig, overlay
 from mob.coupling import radii, weak_weight
@@ -213,6 +214,17 @@ def test_all_ways_stop_alike(stop):
     ways = [loop(taken, distance, 50, 49, make(units), stop) for make in (gram_rows, demanded_rows)]
     ways.append(lazily(units, taken, distance, 50, stop))
     assert torch.equal(ways[0], ways[1]) and torch.equal(ways[0], ways[2])
+
+
+@pytest.mark.parametrize("gram", [True, False])
+def test_accelerators_stop_alike_and_leave_the_kernel_alone(gram, monkeypatch):
+    units = unit_rows(rows(3, 80, 12))
+    taken = torch.zeros(3, 80, dtype=torch.bool).index_fill(1, torch.tensor([3]), True)
+    distance = (1 - cosines(units, units[:, 3:4])[..., 0]).masked_fill(taken, NEVER)
+    monkeypatch.setattr(farthest, "makes_gram", lambda *sizes: gram)
+    monkeypatch.setattr(farthest, "triton_kernel", lambda units: pytest.fail("the kernel knows no radius"))
+    got = farthest.on_accelerator(units, taken, distance, 50, 49, 0.5)
+    assert torch.equal(got, loop(taken, distance, 50, 49, gram_rows(units), 0.5)) and int(got.sum(1).min()) < 50
 
 
 def test_without_epsilon_nothing_is_ragged():
