@@ -21,6 +21,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import lcm
+
+import torch
+from torch import Tensor
 
 _SHARES = (Fraction(1, 9), Fraction(2, 9), Fraction(1, 3))
 _EIGHTH = Fraction(1, 8)
@@ -40,6 +44,8 @@ SCHEDULES = {
     "strong-release": Schedule((Fraction(3, 8), Fraction(1, 4), Fraction(11, 24)), Fraction(3, 40)),
     "weak": Schedule((Fraction(1, 2), Fraction(7, 16), Fraction(5, 12)), _EIGHTH),
 }
+
+ENDS = ("strong", "weak")  # of what lies between them, see ``between``
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,29 @@ def budget(
     if K_p < 0 or k < 1:
         raise ValueError(f"K_p={K_p}, k={k}: choose K_p >= 0 and k >= 1")
     return Budget(N=N, K=kept, K_p=min(K_p, kept), k=k)
+
+
+def between(N: int, K: int, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """K_p and k between the schedules "strong" (weight 0) and "weak" (weight 1), int64 (B,) on the weights' device.
+
+    Shares are interpolated, then rounded half up as everywhere: a weight of 0 or 1 gives the schedule's own integers.
+
+    Args:
+        weight: (B,), in 0..1.
+    """
+    # There is no float64 on Apple's GPUs; elsewhere it keeps halves apart from what lies next to them.
+    weight = weight.to(torch.float32 if weight.device.type == "mps" else torch.float64)
+    shares = [float(K * prompt_share(N, K, name)) for name in ENDS]
+    K_p = (_mixed(*shares, weight) + 0.5).floor()
+    folds = [SCHEDULES[name].fold for name in ENDS]
+    whole = lcm(*(fold.denominator for fold in folds))  # of integers, a half comes out as a half
+    k = (K_p * _mixed(*(float(fold * whole) for fold in folds), weight) / whole + 0.5).floor()
+    return K_p.to(torch.int64).clamp_max(K), k.to(torch.int64).clamp_min(1)
+
+
+def _mixed(strong: float, weak: float, weight: Tensor) -> Tensor:
+    """The line from ``strong`` to ``weak``, both ends exact."""
+    return torch.where(weight < 0.5, strong + weight * (weak - strong), weak - (1 - weight) * (weak - strong))
 
 
 def split(whole: Budget, lengths: Sequence[int], fixed_fold: bool = False) -> list[Budget]:

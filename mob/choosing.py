@@ -122,7 +122,9 @@ def kept_mask(rule: Rule, view: SpanView, budget: Budget) -> tuple[Tensor, Merge
         return rule.keep(view, budget), None
     chosen = rule.select(view, budget)
     mask = torch.zeros(view.visual.shape[:2], dtype=torch.bool, device=view.visual.device)
-    return mask.scatter(1, chosen.indices, True), chosen if isinstance(chosen, Merged) else None
+    stays = getattr(chosen, "real", None)
+    mask = mask.scatter(1, chosen.indices, True if stays is None else stays)
+    return mask, chosen if isinstance(chosen, Merged) else None
 
 
 def _parts(stage: EarlyStage, settings: MoBConfig, counts: list[list[int]]) -> list[list[Budget]]:

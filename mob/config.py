@@ -8,11 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mob.budget import SCHEDULES, Budget, budget, check_keep, split
+from mob.budget import ENDS, SCHEDULES, Budget, budget, check_keep, split
+from mob.coupling.modes import TUNABLE, OnlineSplit
 from mob.covering import METRICS
+from mob.methods.base import Named, parse
+from mob.methods.mob import AUTO
 
 # The release notes write l_idx; mob.prune says layer.
 _ALIASES = {"layer": "l_idx", "kp_ratio": "Kp_ratio", "prune_layer": "l_idx"}
+REGIMES = (*ENDS, AUTO)
+# Keys that are options of the last rule, for those that have a field of the name.
+ADAPTIVE = ("regime", "tau", "spread", "epsilon")
+_SIZES = ("K_p", "k", "Kp_ratio", "k_ratio", "alpha")  # what a regime decides, besides the schedule
+CALIBRATE = "python -m mob.coupling calibrate LOGS --save FOLDER"
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,13 @@ class MoBConfig:
             before the decoder, as published, "keep" after the others, which know nothing else. Multimodal positions are
             always kept.
         method: name of a rule in ``mob.methods``, or rules before the decoder and one within, joined by "+".
+        regime: "strong" or "weak": the paper's schedules of these names. "auto": K_p and k of each picture follow from
+            its eta, between these two (see ``mob.methods.mob``); takes the place of all that sets K_p or k.
+        tau, spread: where "auto" changes from strong to weak, and over how much of eta (0: at once, the paper's
+            recipe); ``mob.coupling calibrate`` finds both. Other regimes do not look at them.
+        online: with "auto", tau follows the last samples; True, or a dict of the numbers of
+            ``mob.coupling.OnlineSplit``. What is kept then depends on the order of samples and on batches.
+        epsilon: fewer than K tokens stay where these cover a picture to this radius, 0..2; of rules mob and visual.
         options: the rule's own fields; of joined rules, a dict of them for each name, with K for those before the last.
     """
 
@@ -56,6 +71,11 @@ class MoBConfig:
     keep_newlines: bool | str = False
     positions: str | None = None
     method: str = "mob"
+    regime: str | None = None
+    tau: float | None = None
+    spread: float | None = None
+    online: bool | Mapping[str, Any] = False
+    epsilon: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -83,9 +103,68 @@ class MoBConfig:
             _check_choice("positions", self.positions, ("keep", "reindex"))
         if not isinstance(self.options, Mapping):
             raise ValueError(f"options={self.options!r}: give a dict of the rule's own fields")
-        sizes = {name: getattr(self, name) for name in ("K_p", "k", "Kp_ratio", "k_ratio", "alpha")}
+        sizes = {name: getattr(self, name) for name in _SIZES}
         if self.K is None and (given := [name for name, value in sizes.items() if value is not None]):
             raise ValueError(f"{' and '.join(given)} without K: set K, the number (or share) of visual tokens to keep")
+
+        self._check_adaptive()
+
+    def _check_adaptive(self) -> None:
+        for name in ("tau", "spread", "epsilon"):
+            _check_distance(name, getattr(self, name))
+        if self.epsilon is not None and self.K is None:
+            raise ValueError("epsilon without K: set K, the most visual tokens to keep")
+        if self.regime is None:
+            set_ = [name for name in ("tau", "spread", "online") if getattr(self, name) not in (None, False)]
+            if set_:
+                raise ValueError(f"{' and '.join(set_)} without regime: add regime='auto'")
+            return
+        _check_choice("regime", self.regime, REGIMES)
+        set_ = [name for name in _SIZES if getattr(self, name) is not None]
+        set_ += ["schedule"] if self.schedule != "default" else []
+        if set_:
+            raise ValueError(
+                f"regime={self.regime!r} and {' and '.join(set_)} both set K_p or k: give one or the other"
+            )
+        self.running()
+        if self.regime == AUTO and self.tau is None and not self.online:
+            raise ValueError(f"regime='auto' without tau: find it on your data with {CALIBRATE}, or set online=True")
+
+    def running(self) -> OnlineSplit | None:
+        """A new running threshold, where ``online`` asks for one."""
+        if self.online is False or self.online is None:
+            return None
+        if self.online is not True and not isinstance(self.online, Mapping):
+            raise ValueError(f"online={self.online!r}: give True or False, or a dict such as {{'window': 512}}")
+        given = {} if self.online is True else dict(self.online)
+        for key in given:
+            if key not in TUNABLE:
+                close = difflib.get_close_matches(str(key), TUNABLE, n=1, cutoff=0.5)
+                hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(TUNABLE)}"
+                raise ValueError(f"online has no key {key!r}: {hint}")
+        return OnlineSplit(self.tau, self.spread, **given)
+
+    def rules(self) -> tuple[list[Named], Named | None]:
+        """The rules before the decoder and the one within it (see ``mob.methods.parse``), with what the keys above say.
+
+        Raises:
+            ValueError: an unknown rule or option, or a key that the last rule has no use for.
+        """
+        values = {name: getattr(self, name) for name in ADAPTIVE if getattr(self, name) is not None}
+        if self.regime in ENDS:  # a schedule, which ``budget`` knows
+            values = {name: value for name, value in values.items() if name == "epsilon"}
+        early, late = parse(self.method, self.options)
+        last = late or early[-1]
+        known = {one.name for one in dataclasses.fields(last.rule)}
+        asked = {**values, **({"regime": self.regime} if self.regime else {})}
+        if strange := [name for name in asked if name not in known]:
+            raise ValueError(f"rule {last.name!r} has no use for {' and '.join(strange)}: use method='mob', or drop it")
+        if twice := [name for name in ADAPTIVE if getattr(last.rule, name, None) and name in values]:
+            raise ValueError(f"{twice[0]} is set beside K and in options: keep the one beside K")
+        if not values:
+            return early, late
+        own = last._replace(rule=dataclasses.replace(last.rule, **values))
+        return (early, own) if late else ([*early[:-1], own], None)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> MoBConfig:
@@ -123,13 +202,28 @@ class MoBConfig:
         if self.K is None or N == 0:
             return Budget(N=N, K=N, K_p=0, k=1)
         ratio = self.Kp_ratio if self.Kp_ratio is not None else self.alpha
-        return budget(N, self.K, K_p=self.K_p, k=self.k, Kp_ratio=ratio, k_ratio=self.k_ratio, schedule=self.schedule)
+        schedule = self.regime if self.regime in ENDS else self.schedule
+        return budget(N, self.K, K_p=self.K_p, k=self.k, Kp_ratio=ratio, k_ratio=self.k_ratio, schedule=schedule)
 
     def parts(self, whole: Budget, lengths: Sequence[int]) -> list[Budget]:
         """The budgets of a sample's pictures, of these many visual tokens."""
         if not self.per_picture or len(lengths) < 2 or whole.identity:
             return [whole]
         return split(whole, lengths, fixed_fold=self.k is not None)
+
+
+def overlay(saved: Mapping[str, Any] | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``MoB_config`` with another over it. What was said for a regime leaves with another method, or where K_p or k
+    are set in another way; and the other way round."""
+    names = {_ALIASES.get(key, key) for key in given}
+    gone: set[str] = set()
+    if "method" in given and given["method"] != (saved or {}).get("method", "mob"):
+        gone |= {*ADAPTIVE, "online"}
+    if names & {*_SIZES, "schedule"}:
+        gone |= {"regime", "tau", "spread", "online"}
+    if "regime" in given:
+        gone |= {*_SIZES, "schedule"}
+    return {key: value for key, value in (saved or {}).items() if _ALIASES.get(key, key) not in gone} | dict(given)
 
 
 def _check_integer(name: str, value: Any, low: int) -> None:
@@ -147,6 +241,13 @@ def _check_share(name: str, value: Any) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ValueError(f"{name}={value!r}: give a number between 0 and 1")
+
+
+def _check_distance(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 2:
+        raise ValueError(f"{name}={value!r}: give a distance of unit rows, between 0 and 2")
 
 
 def _check_choice(name: str, value: Any, choices) -> None:

@@ -30,18 +30,31 @@ class Selection(NamedTuple):
     prompt_center: Tensor
 
 
+class Ragged(NamedTuple):
+    """A selection of unlike sizes: ``real`` (B, K) or (K,) bool, False for entries that are not kept.
+
+    The indices of a row are distinct; those that are kept stand first, ascending.
+    """
+
+    indices: Tensor
+    prompt_center: Tensor
+    real: Tensor
+
+
 @torch.no_grad()
 def select(
     visual: Tensor,
     prompt: Tensor,
     K: int,
-    K_p: int,
-    k: int,
+    K_p: int | Tensor,
+    k: int | Tensor,
     *,
     metric: str = "cosine",
     visual_mask: Tensor | None = None,
     prompt_mask: Tensor | None = None,
-) -> Selection:
+    epsilon: float | None = None,
+    at_most: int | None = None,
+) -> Selection | Ragged:
     """Keep K of N visual tokens: K_p prompt centres, then farthest-point sampling (paper, Algorithm 1).
 
     Args:
@@ -50,15 +63,20 @@ def select(
         K: tokens to keep; K >= N keeps all.
         K_p: prompt centres among them. Fewer distinct candidates than K_p: the rest of the budget goes to visual
             centres, so that exactly K indices always come back.
-        k: covering fold, the visual tokens that each prompt token proposes.
+        k: covering fold, the visual tokens that each prompt token proposes. K_p and k may be tensors of integers (B,),
+            or () for one sample, on the device of the tokens; what lies outside 0..K, or below 1, is cut off there.
         metric: "cosine" or "euclidean". Both mean distances between unit rows, which order all pairs alike
             (|a-b|^2 = 2 - 2 cos), so both select the same tokens.
         visual_mask, prompt_mask: (B, N), (B, L) bool, True = real; (N,), (L,) for one sample.
+        epsilon: stop once every token lies within this distance of a kept one, Euclidean between unit rows, 0..2; K is
+            then the most that is kept, and the answer is ``Ragged``. Prompt centres stay whatever they cover, and so
+            does one token. (A row that counts as the zero vector lies at sqrt(2) from everything here.)
+        at_most: a bound of K_p where it is a tensor, K by default; it saves work on accelerators.
 
     Raises:
         ValueError: budgets, shapes or the metric make no sense, or a row has fewer than K real visual tokens.
     """
-    _check(visual, prompt, K, K_p, k, metric)
+    _check(visual, prompt, K, K_p, k, metric, epsilon)
     single = visual.ndim == 2
     if single:
         visual, prompt = visual[None], prompt[None]
@@ -69,35 +87,62 @@ def select(
         raise ValueError(f"K={K} is more than the real visual tokens of a row: group rows by size, or lower K")
     dtype = _working_dtype(visual)
     units, prompt_units = unit_rows(visual, dtype), unit_rows(prompt, dtype)
-    centres = prompt_centers(units, prompt_units, min(K_p, K), k, visual_mask, prompt_mask)
+    most = K if at_most is None else min(at_most, K)
+    if isinstance(K_p, Tensor):
+        K_p = K_p.reshape(-1).clamp(0, most)
+    else:
+        K_p = most = min(K_p, K)
+    k = k.reshape(-1).clamp_min(1) if isinstance(k, Tensor) else k
+    centres = prompt_centers(units, prompt_units, K_p, k, visual_mask, prompt_mask)
     sure = _guaranteed(prompt, K_p, k, prompt_mask)
-    taken = visual_centers(units, centres, K, visual_mask, at_least=sure, at_most=min(K_p, K))
+    stop = None if epsilon is None else epsilon**2 / 2  # |a-b|^2 = 2 (1 - cos)
+    taken = visual_centers(units, centres, K, visual_mask, at_least=sure, at_most=most, stop=stop)
     indices = taken.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, :K]
     selection = Selection(indices, centres.gather(1, indices))
-    return Selection(*(tensor[0] for tensor in selection)) if single else selection
+    if epsilon is not None:
+        selection = Ragged(*selection, taken.gather(1, indices))
+    return type(selection)(*(tensor[0] for tensor in selection)) if single else selection
 
 
 def prompt_centers(
-    units: Tensor, prompt_units: Tensor, K_p: int, k: int, visual_mask: Tensor | None, prompt_mask: Tensor | None
+    units: Tensor,
+    prompt_units: Tensor,
+    K_p: int | Tensor,
+    k: int | Tensor,
+    visual_mask: Tensor | None,
+    prompt_mask: Tensor | None,
 ) -> Tensor:
     """k-fold nearest-neighbour cover of the prompt: bool (B, N), True for at most K_p prompt centres.
 
     Each prompt token proposes its k most similar visual tokens; a token proposed twice keeps its largest similarity;
-    the K_p best proposals win.
+    the K_p best proposals win. K_p and k are integers, or tensors of integers (B,).
     """
     chosen = torch.zeros(units.shape[:2], dtype=torch.bool, device=units.device)
-    if K_p == 0 or prompt_units.shape[1] == 0:
+    if prompt_units.shape[1] == 0 or (not isinstance(K_p, Tensor) and K_p == 0):
         return chosen
     similarity = cosines(prompt_units, units)
     if visual_mask is not None:
         similarity = similarity.masked_fill(~visual_mask[:, None], NEVER)
     if prompt_mask is not None:
         similarity = similarity.masked_fill(~prompt_mask[..., None], NEVER)
-    best, proposed = (part[..., :k] for part in similarity.sort(dim=-1, descending=True, stable=True))
+    best, proposed = similarity.sort(dim=-1, descending=True, stable=True)
+    if isinstance(k, Tensor):
+        best = best.masked_fill(_beyond(k, best)[:, None], NEVER)
+    else:
+        best, proposed = best[..., :k], proposed[..., :k]
     scores = torch.full_like(similarity[:, 0], NEVER)
     scores = scores.scatter_reduce(1, proposed.flatten(1), best.flatten(1), "amax")
-    ranked, order = (part[:, :K_p] for part in scores.sort(dim=-1, descending=True, stable=True))
+    ranked, order = scores.sort(dim=-1, descending=True, stable=True)
+    if isinstance(K_p, Tensor):
+        ranked = ranked.masked_fill(_beyond(K_p, ranked), NEVER)
+    else:
+        ranked, order = ranked[:, :K_p], order[:, :K_p]
     return chosen.scatter(1, order, ranked > NEVER)
+
+
+def _beyond(count: Tensor, ranked: Tensor) -> Tensor:
+    """bool (B, n): the places after the first ``count`` (B,) of ``ranked`` (B, ..., n)."""
+    return torch.arange(ranked.shape[-1], device=ranked.device) >= count[:, None]
 
 
 def visual_centers(
@@ -108,12 +153,13 @@ def visual_centers(
     *,
     at_least: int = 0,
     at_most: int | None = None,
+    stop: float | None = None,
 ) -> Tensor:
     """Farthest-point sampling from the given centres until every row holds K tokens: bool (B, N) of all kept tokens.
 
     Without any centre the first one is the token farthest from the mean direction (our choice, the paper is silent).
     ``at_least`` and ``at_most`` (by default K) are bounds of the centres that a row has; they save work where the exact
-    numbers would cost a synchronisation with the device.
+    numbers would cost a synchronisation with the device. ``stop``: see ``mob.farthest.sample``.
     """
     real = torch.ones_like(centres) if visual_mask is None else visual_mask
     on_host = centres.device.type == "cpu"  # where looking at the numbers costs no wait
@@ -125,7 +171,7 @@ def visual_centers(
     counts = taken.sum(1)
     most = int(counts.max()) if on_host else max(K if at_most is None else at_most, 1)
     distance = _distance_to(units, taken, most).masked_fill(taken | ~real, NEVER)
-    return sample(units, taken, distance, K, K - (int(counts.min()) if on_host else max(at_least, 1)))
+    return sample(units, taken, distance, K, K - (int(counts.min()) if on_host else max(at_least, 1)), stop)
 
 
 def unit_rows(rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -165,12 +211,16 @@ def _distance_to(units: Tensor, taken: Tensor, most: int) -> Tensor:
     return 1 - nearest.masked_fill(~taken.gather(1, order)[:, None], NEVER).amax(-1)
 
 
-def _guaranteed(prompt: Tensor, K_p: int, k: int, prompt_mask: Tensor | None) -> int:
+def _guaranteed(prompt: Tensor, K_p: int | Tensor, k: int | Tensor, prompt_mask: Tensor | None) -> int:
     """Prompt centres that every row is sure to have: one prompt token alone proposes k distinct tokens."""
+    if isinstance(K_p, Tensor) or isinstance(k, Tensor):
+        return 0
     return 0 if prompt_mask is not None or prompt.shape[-2] == 0 else min(K_p, k)
 
 
-def _check(visual: Tensor, prompt: Tensor, K: int, K_p: int, k: int, metric: str) -> None:
+def _check(
+    visual: Tensor, prompt: Tensor, K: int, K_p: int | Tensor, k: int | Tensor, metric: str, epsilon: float | None
+) -> None:
     if metric not in METRICS:
         raise ValueError(f"metric={metric!r}: use one of {', '.join(METRICS)}")
     if visual.ndim not in (2, 3) or prompt.ndim != visual.ndim:
@@ -182,7 +232,14 @@ def _check(visual: Tensor, prompt: Tensor, K: int, K_p: int, k: int, metric: str
         raise ValueError(f"visual {tuple(visual.shape)} and prompt {tuple(prompt.shape)} differ in batch or width")
     if K <= 0:
         raise ValueError(f"K={K}: keep at least one visual token; leave K unset to switch pruning off")
-    if not 0 <= K_p <= K:
+    if epsilon is not None and not 0 <= epsilon <= 2:
+        raise ValueError(f"epsilon={epsilon}: distances of unit rows lie between 0 and 2, choose one of them")
+    for name, count in (("K_p", K_p), ("k", k)):
+        if isinstance(count, Tensor) and (
+            count.dtype.is_floating_point or count.numel() != (1 if visual.ndim == 2 else len(visual))
+        ):
+            raise ValueError(f"{name} is {count.dtype} of {tuple(count.shape)}: give one integer for each sample")
+    if not isinstance(K_p, Tensor) and not 0 <= K_p <= K:
         raise ValueError(f"K_p={K_p} with K={K}: prompt centres are part of the budget, choose 0 <= K_p <= K")
-    if k < 1:
+    if not isinstance(k, Tensor) and k < 1:
         raise ValueError(f"k={k}: every prompt token proposes at least one visual token, choose k >= 1")

@@ -30,7 +30,7 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
     return product.mul_(GRID).round_().div_(GRID).float()
 
 
-def sample(units: Tensor, taken: Tensor, distance: Tensor, K: int, steps: int) -> Tensor:
+def sample(units: Tensor, taken: Tensor, distance: Tensor, K: int, steps: int, stop: float | None = None) -> Tensor:
     """bool (B, N): ``taken`` with more tokens, until every row has K, in the way that is fastest for these sizes.
 
     Args:
@@ -38,13 +38,14 @@ def sample(units: Tensor, taken: Tensor, distance: Tensor, K: int, steps: int) -
         taken: bool (B, N), at least one token in each row.
         distance: float32 (B, N), 1 - cosine to the nearest taken token, -inf where a token is taken or not real.
         steps: how many tokens the row with the fewest still needs; rows that are full ignore the rest.
+        stop: a row is full as well once no token is farther than this, 1 - cosine, from the nearest taken one.
     """
     if units.device.type != "cpu":
-        return on_accelerator(units, taken, distance, K, steps)
+        return on_accelerator(units, taken, distance, K, steps, stop)
     gram, demand, lazy = costs(*units.shape, steps)
     if lazy < min(gram, demand):
-        return lazily(units, taken, distance, K)
-    return loop(taken, distance, K, steps, gram_rows(units) if gram < demand else demanded_rows(units))
+        return lazily(units, taken, distance, K, stop)
+    return loop(taken, distance, K, steps, gram_rows(units) if gram < demand else demanded_rows(units), stop)
 
 
 def costs(batch: int, size: int, width: int, steps: int) -> tuple[float, float, float]:
@@ -58,13 +59,17 @@ def costs(batch: int, size: int, width: int, steps: int) -> tuple[float, float, 
     return gram, demand, lazy
 
 
-def on_accelerator(units: Tensor, taken: Tensor, distance: Tensor, K: int, steps: int) -> Tensor:
-    """``sample`` where looking at a number would mean waiting for the device: nothing here does."""
+def on_accelerator(
+    units: Tensor, taken: Tensor, distance: Tensor, K: int, steps: int, stop: float | None = None
+) -> Tensor:
+    """``sample`` where looking at a number would mean waiting for the device: nothing here does.
+
+    The kernel knows no ``stop``; with one, the loop runs all steps, and rows that are full ignore the rest."""
     if not makes_gram(*units.shape, steps):
-        return loop(taken, distance, K, steps, demanded_rows(units))
+        return loop(taken, distance, K, steps, demanded_rows(units), stop)
     gram = cosines(units, units)
-    if (kernel := triton_kernel(units)) is None:
-        return loop(taken, distance, K, steps, rows_of(gram))
+    if stop is not None or (kernel := triton_kernel(units)) is None:
+        return loop(taken, distance, K, steps, rows_of(gram), stop)
     return kernel.steps(gram, taken, distance, K)
 
 
@@ -126,27 +131,37 @@ def demanded_rows(units: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda place: cosines(units, units.gather(1, place[..., None].expand(-1, -1, width)))[..., 0]
 
 
-def loop(taken: Tensor, distance: Tensor, K: int, steps: int, row_of: Callable[[Tensor], Tensor]) -> Tensor:
+def loop(
+    taken: Tensor,
+    distance: Tensor,
+    K: int,
+    steps: int,
+    row_of: Callable[[Tensor], Tensor],
+    stop: float | None = None,
+) -> Tensor:
     """One token after the other, in all rows of the batch at once, without a look at any number."""
     count = taken.sum(1)
     for _ in range(steps):
         farthest = distance.argmax(1)[:, None]  # the first of equal maxima
-        taken = taken.scatter(1, farthest, taken.gather(1, farthest) | (count < K)[:, None])
+        wanted = (count < K)[:, None]
+        if stop is not None:  # distances only shrink: a row that has stopped does not start again
+            wanted = wanted & (distance.gather(1, farthest) > stop)
+        taken = taken.scatter(1, farthest, taken.gather(1, farthest) | wanted)
         distance = torch.minimum(distance, 1 - row_of(farthest)).scatter(1, farthest, NEVER)
         count = count + 1
     return taken
 
 
-def lazily(units: Tensor, taken: Tensor, distance: Tensor, K: int) -> Tensor:
+def lazily(units: Tensor, taken: Tensor, distance: Tensor, K: int, stop: float | None = None) -> Tensor:
     """Row by row of the batch, on a CPU.
 
     A distance only ever shrinks, so an old one is an upper bound: where the largest bound is up to date, it is the
     farthest token's. Where it is not, the few largest are brought up to date and the question is asked again.
     """
-    return torch.stack([_one(*row, K) for row in zip(units, taken, distance, strict=True)])
+    return torch.stack([_one(*row, K, stop) for row in zip(units, taken, distance, strict=True)])
 
 
-def _one(units: Tensor, taken: Tensor, bounds: Tensor, K: int) -> Tensor:
+def _one(units: Tensor, taken: Tensor, bounds: Tensor, K: int, stop: float | None) -> Tensor:
     """(N, d), (N,), (N,) -> bool (N,)."""
     taken, bounds = taken.clone(), bounds.clone()
     steps = K - int(taken.sum())
@@ -159,6 +174,8 @@ def _one(units: Tensor, taken: Tensor, bounds: Tensor, K: int) -> Tensor:
             few[-1] = farthest  # of many equal ones, topk may leave out the first
             _update(units, bounds, known, few, centres[:step])
             farthest = int(bounds.argmax())
+        if stop is not None and not bounds[farthest] > stop:
+            break
         taken[farthest] = True
         bounds[farthest] = NEVER
         centres[step] = units[farthest]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mob.codebook_file import allow_codebooks_of
-from mob.config import MoBConfig
+from mob.config import MoBConfig, overlay
 from mob.methods import parse
 
 # What "on" means when nothing else says how much to keep: a third of the visual tokens.
@@ -22,6 +22,11 @@ _KEYS = {
     "mob_schedule": "schedule",
     "mob_per_picture": "per_picture",
     "mob_keep_newlines": "keep_newlines",
+    "mob_regime": "regime",
+    "mob_tau": "tau",
+    "mob_spread": "spread",
+    "mob_epsilon": "epsilon",
+    "mob_online": "online",
 }
 
 
@@ -36,6 +41,17 @@ def add_mob_flags(parser: argparse.ArgumentParser) -> None:
     switch = argparse.BooleanOptionalAction
     group.add_argument("--mob-per-picture", action=switch, help="split the budget over the pictures of a prompt (yes)")
     group.add_argument("--mob-keep-newlines", action=switch, help="newline tokens of tiled pictures always stay (no)")
+    group.add_argument(
+        "--mob-regime", help="K_p and k: strong, weak, or auto, from each sample's eta (docs/adaptive.md)"
+    )
+    group.add_argument(
+        "--mob-tau", type=float, help="eta between strong and weak, from python -m mob.coupling calibrate"
+    )
+    group.add_argument("--mob-spread", type=float, help="over how much of eta auto changes between them (0: at once)")
+    group.add_argument("--mob-online", action=switch, help="tau follows the last samples (no)")
+    group.add_argument(
+        "--mob-epsilon", type=float, help="keep fewer than K where these cover the picture to this radius"
+    )
     group.add_argument("--mob-config", type=Path, help="JSON file with a MoB_config; other flags win over it")
     group.add_argument("--mob-off", action="store_true", help="do not prune, whatever the checkpoint says")
 
@@ -64,10 +80,10 @@ def resolve(args: Any, saved: dict[str, Any] | None, default_on: bool) -> dict[s
     if file is not None:
         given = _read(file)
         allow_codebooks_of(given)  # whoever names the file knows what is in it
-        values |= given
+        values = overlay(values, given)
     flags = {key: getattr(args, name, None) for name, key in _KEYS.items()}
     flags = {key: value for key, value in flags.items() if value is not None}
-    values |= flags
+    values = overlay(values, flags)
     if (flags or default_on) and "K" not in values and not _decides_itself(values):
         values |= DEFAULT
     MoBConfig.from_dict(values)

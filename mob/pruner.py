@@ -21,11 +21,13 @@ from mob.anatomy import STATE, Anatomy, dissect
 from mob.budget import keep_count
 from mob.codebook_file import vetted
 from mob.config import MoBConfig
-from mob.covering import Selection
+from mob.coupling import OnlineSplit
+from mob.covering import Ragged
 from mob.early import ENCODED, EarlyStage, Generate, Shorter, brings_pictures, is_short, joined, shorten
 from mob.layout import ENCODERS, declared
-from mob.methods import needs_of, parse
-from mob.methods.base import Depth, Recycled
+from mob.methods import Rule, needs_of
+from mob.methods.base import Adapted, Depth, Recycled
+from mob.methods.mob import AUTO
 from mob.noting import Noting
 from mob.plan import Plan
 from mob.record import RetainedPatches
@@ -54,6 +56,8 @@ class Pruning:
     _recorder: Recorder = field(init=False, repr=False, default_factory=Recorder)
     _handles: list = field(init=False, repr=False, default_factory=list)
     _warned: bool = field(init=False, repr=False, default=False)
+    _running: OnlineSplit | None = field(init=False, repr=False, default=None)
+    _running_for: Any = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         self._anatomy = dissect(self.model)
@@ -116,7 +120,7 @@ class Pruning:
         return MoBConfig.from_dict(vetted(getattr(config, "MoB_config", None), getattr(config, "name_or_path", None)))
 
     def _check(self, settings: MoBConfig) -> None:
-        early, late = parse(settings.method, settings.options)
+        early, late = settings.rules()
         for one in (*early, *([late] if late else [])):
             if hasattr(one.rule, "check"):
                 one.rule.check(self.model)
@@ -156,7 +160,7 @@ class Pruning:
 
     def _early(self, settings: MoBConfig) -> list[EarlyStage]:
         """The stages before the decoder, none when pruning is off."""
-        early, late = parse(settings.method, settings.options)
+        early, late = settings.rules()
         stages = []
         for one in early:
             K = settings.K if one.K is None and late is None and one is early[-1] else one.K
@@ -226,10 +230,20 @@ class Pruning:
 
     def _stages(self, settings: MoBConfig, spans: Spans) -> tuple[Stage, ...]:
         """What happens where in this pass, ascending by layer. MoB is one stage."""
-        _, late = parse(settings.method, settings.options)
+        _, late = settings.rules()
         if late is None or settings.K is None:
             return ()
-        return stages_of(settings, late.rule, self._depth(settings), spans)
+        return stages_of(settings, self._with_running_tau(settings, late.rule), self._depth(settings), spans)
+
+    def _with_running_tau(self, settings: MoBConfig, rule: Rule) -> Rule:
+        """The rule with the threshold that earlier passes have led to, where ``online`` asks for one."""
+        asked = (settings.tau, settings.spread, settings.online)
+        if self._running_for != asked:  # starts anew when it is asked for in another way
+            self._running_for, self._running = asked, settings.running() if settings.regime == AUTO else None
+        if self._running is None:
+            return rule
+        tau, spread = self._running.settle()
+        return replace(rule, tau=tau, spread=spread or 0.0)
 
     def _enter(self, plan: Plan, index: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         for stage in plan.stages:
@@ -246,9 +260,12 @@ class Pruning:
         hidden = args[0] if args else kwargs["hidden_states"]
         cut = plan.at(stage.layer)  # there when the layer runs again
         if cut is None:
-            keep, into = self._choose(plan, stage, _noted(args, kwargs))
+            keep, into, ragged = self._choose(plan, stage, _noted(args, kwargs))
             real, seen = plan.spans.real_counts, plan.spans.visual_counts
-            counts = [r - n + b.K for r, n, b in zip(real, seen, stage.budgets, strict=True)]
+            if ragged:  # only the device knows how many stay: the one wait that such rules cost
+                counts = keep.sum(1).tolist()
+            else:
+                counts = [r - n + b.K for r, n, b in zip(real, seen, stage.budgets, strict=True)]
             cut = plan.drop(stage.layer, keep, counts, into)
             if stage.layer > 1:  # what entered layer 0 stays: later stages may ask too
                 plan.notes.pop(stage.layer - 1, None)
@@ -258,10 +275,10 @@ class Pruning:
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     @torch.no_grad()
-    def _choose(self, plan: Plan, stage: Stage, arriving: probe.Noted) -> tuple[Tensor, Tensor | None]:
-        """bool (B, S): what stays, and what is merged into it (see ``Cut``). The rule is asked once per group of
-        pictures with equal budgets."""
-        hidden, into = arriving.hidden, None
+    def _choose(self, plan: Plan, stage: Stage, arriving: probe.Noted) -> tuple[Tensor, Tensor | None, bool]:
+        """bool (B, S): what stays; what is merged into it (see ``Cut``); whether fewer may stay than the budgets say.
+        The rule is asked once per group of pictures with equal budgets."""
+        hidden, into, ragged = arriving.hidden, None, False
         # A dispatched model may hold this layer on another device than the input.
         visual, real, prompts = (
             plan.seen(mask, stage.layer).to(hidden.device)
@@ -284,12 +301,27 @@ class Pruning:
                     if isinstance(selection, Recycled):
                         into = torch.full(visual.shape, -1, device=hidden.device) if into is None else into
                         into[rows, at] = at.gather(1, selection.into.clamp_min(0)).masked_fill(selection.into < 0, -1)
+                    self._adapt(selection, members)
                     at = at.gather(1, selection.indices)
                     centres[rows, at] = selection.prompt_center
+                    if (stays := getattr(selection, "real", None)) is not None:
+                        keep[rows, at], ragged = stays, True
+                        continue
                 keep[rows, at] = True
+        if ragged and stage is not plan.stages[-1]:
+            raise ValueError(f"rule {stage.rule.name!r} may keep fewer tokens than its budget in its last stage only")
         if self.record:
             self._note(plan, stage, hidden, prompts, places, (keep, centres), clock)
-        return keep, into
+        return keep, into, ragged
+
+    def _adapt(self, selection: Any, members: list[tuple[int, int]]) -> None:
+        """Hand on what a rule has measured of some pictures: to the running threshold, and to the records."""
+        if not isinstance(selection, Adapted):
+            return
+        if self._running is not None and "eta" in selection.asked:
+            self._running.add(selection.asked["eta"])
+        if self.record:
+            self._recorder.ask(members, selection.asked)
 
     def _source(
         self, plan: Plan, stage: Stage, arriving: probe.Noted, visual: Tensor, prompt: Tensor
@@ -320,7 +352,7 @@ class Pruning:
             at = places[rows, : budget.N]
             keep, centres = (mask[rows].gather(1, at) for mask in chosen)
             indices = places_of(keep, budget.K)
-            selection = Selection(indices, centres.gather(1, indices))
+            selection = Ragged(indices, centres.gather(1, indices), keep.gather(1, indices))
             view = view_of(hidden, at, prompts, plan.spans.prompt_counts, members, stage.metric)
             self._recorder.note(members, view, selection, clock)
 

@@ -29,6 +29,9 @@ class RetainedPatches:
         eta, eps_p, eps_v: Hausdorff radii in 0..2 (see ``mob.coupling``); None where nothing was dropped or a set is
             empty.
         milliseconds: time of the selection, of the whole batch and all stages; None if not dropped.
+        adaptive: where the budget adapts, what decided: regime, tau, spread and, one number a picture, eta, weight (0
+            strong, 1 weak), K_p and k; epsilon and K_max. The record's K_p is then the sum over the pictures, its k the
+            largest, and its K what really stayed.
     """
 
     keep_indices: list[int] = field(default_factory=list)
@@ -50,6 +53,7 @@ class RetainedPatches:
     eps_p: float | None = None
     eps_v: float | None = None
     milliseconds: float | None = None
+    adaptive: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.view:  # records of before there were views

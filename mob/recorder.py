@@ -12,7 +12,7 @@ import torch
 
 from mob.budget import Budget
 from mob.coupling import Radii, radii
-from mob.covering import Selection
+from mob.covering import Ragged
 from mob.layout import Origin, Picture, origin
 from mob.methods import SpanView
 from mob.record import RetainedPatches, number
@@ -47,7 +47,7 @@ class _Group:
     """Samples with equal budgets."""
 
     members: list[int]
-    selection: Selection
+    selection: Ragged
     radii: Radii
     clock: Clock
 
@@ -61,6 +61,7 @@ class _Pass:
     method: str = "mob"
     depth: int = 0
     groups: list[_Group] = field(default_factory=list)
+    asked: list[tuple[list[tuple[int, int]], dict[str, torch.Tensor]]] = field(default_factory=list)
 
 
 class Recorder:
@@ -91,11 +92,15 @@ class Recorder:
         if active:
             clock.mark()
 
-    def note(self, members: list[int], view: SpanView, selection: Selection, clock: Clock) -> None:
+    def note(self, members: list[int], view: SpanView, selection: Ragged, clock: Clock) -> None:
         """A stage has chosen for some samples of the current pass."""
         measured = radii(view.visual, view.prompt, view.prompt_mask, *selection)
         self._current.value.groups.append(_Group(members, selection, measured, clock))
         self._keep_if_whole()
+
+    def ask(self, pictures: list[tuple[int, int]], asked: dict[str, torch.Tensor]) -> None:
+        """A rule has found numbers for some pictures, given as (sample, first of its tokens)."""
+        self._current.value.asked.append((pictures, asked))
 
     def _keep_if_whole(self) -> None:
         """A pass counts once every stage has chosen: one that failed before, or still runs, has no records."""
@@ -117,22 +122,29 @@ def _finish(one: _Pass) -> list[RetainedPatches]:
     """Bring one pass to the host."""
     chosen = {}
     for group in one.groups:
-        indices, centres = (part.tolist() for part in group.selection)
+        rows = zip(*(part.tolist() for part in group.selection), strict=True)
+        entries = [[(i, c) for i, c, real in zip(*row, strict=True) if real] for row in rows]
         measured = [part.tolist() for part in group.radii]
         milliseconds = group.clock.milliseconds()
         for at, sample in enumerate(group.members):
             # A later stage chooses among what the stages before it have left.
             left = chosen[sample][0] if sample in chosen else None
-            kept = [left[i] for i in indices[at]] if left else indices[at]
+            kept = [left[i] if left else i for i, _ in entries[at]]
             before = chosen[sample][3] if left else 0
-            chosen[sample] = kept, centres[at], [number(part[at]) for part in measured], before + milliseconds
-    out = []
+            chosen[sample] = (
+                kept,
+                [c for _, c in entries[at]],
+                [number(part[at]) for part in measured],
+                before + milliseconds,
+            )
+    asked, out = _asked(one), []
     for sample, pictures in enumerate(one.pictures):
         source = origin(pictures)
         budget, layer, method = _last(one, sample, source)
         everything = list(range(len(source.cells))), [False] * len(source.cells), [None] * 3, None
         indices, centres, (eta, eps_p, eps_v), milliseconds = chosen.get(sample, everything)
         kept = [source.cells[i] for i in indices]
+        adaptive = _adaptive(one, sample, asked.get(sample, {})) if sample in chosen else {}
         out.append(
             RetainedPatches(
                 keep_indices=[source.numbers[i] for i in indices],
@@ -146,17 +158,43 @@ def _finish(one: _Pass) -> list[RetainedPatches]:
                 depth=one.depth,
                 N=source.N,
                 K=len(indices),
-                K_p=budget.K_p,
-                k=budget.k,
+                K_p=sum(adaptive["K_p"]) if "K_p" in adaptive else budget.K_p,
+                k=max(adaptive["k"]) if "k" in adaptive else budget.k,
                 layer=layer,
                 method=method,
                 eta=eta,
                 eps_p=eps_p,
                 eps_v=eps_v,
                 milliseconds=milliseconds,
+                adaptive=adaptive,
             )
         )
     return out
+
+
+def _asked(one: _Pass) -> dict[int, dict[str, list]]:
+    """What a rule has found for the pictures of each sample, in their order."""
+    found: dict[tuple[int, int], dict[str, float]] = {}
+    for pictures, numbers in one.asked:
+        for name, values in numbers.items():
+            for picture, value in zip(pictures, values.tolist(), strict=True):
+                found.setdefault(picture, {})[name] = number(value)
+    out: dict[int, dict[str, list]] = {}
+    for sample, start in sorted(found):
+        for name, value in found[sample, start].items():
+            out.setdefault(sample, {}).setdefault(name, []).append(value)
+    return out
+
+
+def _adaptive(one: _Pass, sample: int, asked: dict[str, list]) -> dict:
+    """What a budget that adapts was set to, and came to; {} where none does."""
+    stage = one.stages[-1]
+    out = {name: getattr(stage.rule, name, None) for name in ("regime", "tau", "spread", "epsilon")}
+    if out["regime"] is None or out["tau"] is None:
+        del out["spread"]
+    if out["epsilon"] is not None:
+        out["K_max"] = stage.budgets[sample].K
+    return {name: value for name, value in out.items() if value is not None} | asked
 
 
 def _earlier(one: _Pass, sample: int) -> list[dict]:

@@ -234,6 +234,7 @@ def _record(entry: dict[str, Any]) -> RetainedPatches:
     values["method"] = str(method)[:60] if isinstance(method, str) else "?"
     values["grids"] = _grids(entry.get("grids") or [])
     values["stages"] = _stages(entry.get("stages"))
+    values["adaptive"] = _adaptive(entry.get("adaptive"))
     return RetainedPatches(**values)
 
 
@@ -257,6 +258,17 @@ def _stages(stages: Any) -> list[dict]:
             clean[-1]["radius"] = _finite(one.get("radius"))
             if isinstance(one.get("layer"), int) and one["layer"] > 0:
                 clean[-1]["layer"] = one["layer"]
+    return clean
+
+
+def _adaptive(given: Any) -> dict:
+    """What an adaptive budget was set to and came to: numbers, and lists of them."""
+    clean: dict[str, Any] = {}
+    for name, value in given.items() if isinstance(given, dict) else ():
+        if isinstance(value, list):
+            clean[name] = [_finite(one) for one in value]
+        elif name == "regime" or _finite(value) is not None:
+            clean[name] = str(value)[:20] if name == "regime" else value
     return clean
 
 

@@ -56,6 +56,21 @@ class Merged(NamedTuple):
     features: Tensor
 
 
+class Adapted(NamedTuple):
+    """A selection whose numbers a rule has found for each picture.
+
+    Attributes:
+        indices, prompt_center: as of a ``Selection``.
+        real: bool (B, K), False for entries that are not kept, which stand last; None: all are.
+        asked: what was asked for or measured, one number a picture, (B,) each: "eta", "weight", "K_p", "k".
+    """
+
+    indices: Tensor
+    prompt_center: Tensor
+    real: Tensor | None
+    asked: dict[str, Tensor]
+
+
 class Recycled(NamedTuple):
     """A selection in which dropped tokens live on: kept ones become means.
 
@@ -102,7 +117,8 @@ class Rule(Protocol):
     not one layer that the user chooses, ``where`` and the number of ``stages``.
 
     A rule with ``plan(N, K, depth) -> [(layer, tokens left), ...]`` has a schedule of its own, one or several stages;
-    each asks ``select`` with what the stage before left as N. ``select`` may answer with ``Recycled``.
+    each asks ``select`` with what the stage before left as N. ``select`` may answer with ``Recycled``; in its last
+    stage with ``Ragged`` or ``Adapted``, of which fewer than K are kept.
 
     A rule with ``early = True`` works before the decoder, on projected features and word embeddings. It may answer with
     ``keep(view, budget) -> bool (B, N)`` instead of ``select``; where ``adaptive`` is true it decides itself how many.
@@ -214,7 +230,9 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Rule:
     known = [f.name for f in dataclasses.fields(cls)]
     for option in options or {}:
         if option not in known:
-            raise ValueError(f"rule {name!r} has no option {option!r}; its options: {', '.join(known) or 'none'}")
+            close = difflib.get_close_matches(str(option), known, n=1, cutoff=0.6)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"rule {name!r} has no option {option!r}; its options: {', '.join(known) or 'none'}{hint}")
     return cls(**(options or {}))
 
 

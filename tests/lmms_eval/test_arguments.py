@@ -34,6 +34,16 @@ def test_every_option_of_the_pruner():
     assert read("K=0.25,K_p=4,k=1,alpha=0.5,l_idx=2,distance_metric=euclidean")[1]["K_p"] == 4
 
 
+def test_adaptive_budgets():
+    assert read("K=64,regime=auto,tau=1.2,spread=0.02")[1] == {"K": 64, "regime": "auto", "tau": 1.2, "spread": 0.02}
+    assert read('K=64,regime=auto,online={"window": 128}')[1]["online"] == {"window": 128}
+    assert read("K=64,method=visual,epsilon=0.8")[1] == {"K": 64, "method": "visual", "epsilon": 0.8}
+    saved = {"K": 9, "regime": "auto", "tau": 1.2}
+    assert arguments.settings({"schedule": "weak"}, saved, True) == {"K": 9, "schedule": "weak"}
+    with pytest.raises(ValueError, match="no use for epsilon"):
+        read("K=64,method=random,epsilon=0.8")
+
+
 def test_options_of_a_rule():
     assert read("K=0.25,method=random,seed=3")[1]["options"] == {"seed": 3}
     assert read("K=3,method=given,indices=[1,2,5]")[1]["options"] == {"indices": [1, 2, 5]}
@@ -58,6 +68,9 @@ def test_options_of_a_rule():
         ("mob=False,K=3", "mob=False.*drop one"),
         ("replay=x,K=3", "replay.*drop one"),
         ("K=3,method=given,indices=[1", "is not JSON"),
+        ("K=3,regime=auto", "mob.coupling calibrate"),
+        ("K=3,regime=weak,K_p=2", "both set K_p"),
+        ("K=3,regmie=weak", "did you mean 'regime'"),
         ("zzz=1", "known: K, K_p"),
     ],
 )

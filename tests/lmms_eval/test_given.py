@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ import mob
 import tiny
 from mob.budget import Budget
 from mob.methods import SpanView, create
+from mob_lmms_eval import logs
 
 
 def view(batch=2, N=6):
@@ -54,3 +57,20 @@ def test_a_record_fed_back_gives_the_same_pass():
         assert torch.equal(tiny.logits(model, **given), expected)
     assert second.records[0].keep_indices == record.keep_indices
     assert second.records[0].prompt_center == record.prompt_center
+
+
+@pytest.mark.parametrize("more", [{"epsilon": 1.2}, {"epsilon": 2.0}, {"regime": "auto", "tau": 1.3}])
+def test_a_log_of_an_adaptive_budget_is_replayed(more, tmp_path):
+    """Also where a radius has stopped it before there were as many tokens as prompt centres were asked for."""
+    model = tiny.llava()
+    given = tiny.inputs(tiny.TWO, pixels=tiny.pictures(2))
+    with mob.prune(model, K=24, layer=3, **more) as first:
+        expected = tiny.logits(model, **given)
+    (record,) = first.records
+    entry = {**record.to_dict(), "task": "t", "doc_id": 0, "idx": 0}
+    line = {"doc_id": 0, "token_counts": [{logs.FIELD: entry}]}
+    (tmp_path / "x_samples_t.jsonl").write_text(json.dumps(line) + "\n")
+    again = logs.replays(tmp_path)["t", 0, 0]
+    with mob.prune(model, **again) as second:
+        assert torch.equal(tiny.logits(model, **given), expected)
+    assert second.records[0].keep_indices == record.keep_indices and len(record.keep_indices) == record.K

@@ -160,7 +160,8 @@ def test_rules_are_known_by_name():
         ("nothing alike", {}, "known rules: .*mob"),
         (None, {}, "known rules: .*mob"),
         ("random", {"sead": 3}, "no option 'sead'; its options: seed"),
-        ("mob", {"seed": 3}, "its options: none"),
+        ("prompt", {"seed": 3}, "its options: none"),
+        ("visual", {"epsilom": 1.0}, "did you mean 'epsilon'"),
     ],
 )
 def test_wrong_rules_are_errors(name, options, message):

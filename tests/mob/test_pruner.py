@@ -235,7 +235,7 @@ def test_decoding_adds_no_records(model):
 def test_decoding_reads_no_settings(model, monkeypatch):
     """What a step costs must not grow by what only the first pass needs."""
     read = []
-    monkeypatch.setattr("mob.pruner.parse", lambda *given: read.append(given) or parse(*given))
+    monkeypatch.setattr("mob.config.parse", lambda *given: read.append(given) or parse(*given))
     with mob.prune(model, K=6):
         model.generate(**inputs(), max_new_tokens=1, do_sample=False, pad_token_id=0)
         first = len(read)

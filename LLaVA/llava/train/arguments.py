@@ -76,6 +76,11 @@ class MobArguments:
     mob_schedule: str | None = _help("paper's schedule for what is not given: default, strong, weak")
     mob_per_picture: bool | None = _help("split the budget over the pictures of a sample")
     mob_keep_newlines: bool | None = _help("newline tokens of tiled pictures always stay")
+    mob_regime: str | None = _help("K_p and k: strong, weak, or auto, from each sample's eta (docs/adaptive.md)")
+    mob_tau: float | None = _help("eta between strong and weak, from python -m mob.coupling calibrate")
+    mob_spread: float | None = _help("over how much of eta auto changes between them (0: at once)")
+    mob_online: bool | None = _help("tau follows the last samples")
+    mob_epsilon: float | None = _help("keep fewer than K where these cover the picture to this radius")
     mob_config: str | None = _help("JSON file with a MoB_config; other flags win over it")
     mob_off: bool = _help("do not prune, whatever the checkpoint says", False)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mob.codebook_file import allow_codebooks_of
-from mob.config import MoBConfig
+from mob.config import MoBConfig, overlay
 from mob.flags import DEFAULT
 from mob.methods import METHODS, create, parse
 
@@ -42,8 +42,9 @@ def read(given: Mapping[str, Any], family: Mapping[str, type]) -> tuple[dict[str
     method = str(given.get("method", "mob"))
     if "+" not in method:
         create(method)  # says what there is
-    rule = [field.name for field in dataclasses.fields(METHODS[method])] if method in METHODS else []
     config = [_LAYER, *(field.name for field in dataclasses.fields(MoBConfig))]
+    rule = [field.name for field in dataclasses.fields(METHODS[method])] if method in METHODS else []
+    rule = [name for name in rule if name not in config]
     for name in given:
         if name not in (*kinds, *config, *rule):
             close = difflib.get_close_matches(name, [*kinds, *config, *rule], n=1, cutoff=0.5)
@@ -76,11 +77,11 @@ def settings(mob: Mapping[str, Any], saved: Mapping[str, Any] | None, on: bool) 
     saved = MoBConfig.from_dict(saved).to_dict()
     if "method" in mob and mob["method"] != saved.get("method", "mob"):
         saved.pop("options", None)  # of another rule
-    values = saved | dict(mob)
+    values = overlay(saved, mob)
     early, late = parse(values.get("method", "mob"), values.get("options"))
     if "K" not in values and not (late is None and getattr(early[-1].rule, "adaptive", False)):
         values |= DEFAULT
-    MoBConfig.from_dict(values)
+    MoBConfig.from_dict(values).rules()
     return values
 
 

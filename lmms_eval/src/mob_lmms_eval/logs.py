@@ -91,7 +91,7 @@ def _again(entry: dict[str, Any]) -> dict[str, Any]:
     cells = sum(rows * columns for picture in one.grids for rows, columns in picture)
     return {
         "K": one.K,
-        "K_p": one.K_p,
+        "K_p": min(one.K_p, one.K),  # a radius may have stopped it before
         "k": one.k,
         "l_idx": one.layer,
         "method": "given",

@@ -11,7 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mob.coupling.modes import Modes, OnlineSplit, split
 from mob.covering import cosines, unit_rows
+
+__all__ = ["Modes", "OnlineSplit", "Radii", "hausdorff", "radii", "split", "weak_weight"]
 
 
 class Radii(NamedTuple):
@@ -44,15 +47,39 @@ def hausdorff(
     return _between(unit_rows(visual), unit_rows(prompt), visual_mask, prompt_mask)
 
 
+def weak_weight(eta: Tensor, tau: float, spread: float) -> Tensor:
+    """How much the weak setting counts against the strong one, 0..1, float64 (B,): logistic in eta around ``tau``.
+
+    ``spread`` 0 is the paper's recipe, one setting or the other; tau itself is strong. Where eta is NaN there is
+    nothing to align with: 0.
+    """
+    away = eta.to(torch.float32 if eta.device.type == "mps" else torch.float64) - tau
+    weight = torch.sigmoid(away / spread) if spread else (away > 0).to(away.dtype)
+    return weight.masked_fill(eta.isnan(), 0.0)
+
+
 @torch.no_grad()
-def radii(visual: Tensor, prompt: Tensor, prompt_mask: Tensor | None, indices: Tensor, prompt_center: Tensor) -> Radii:
-    """eta, eps_p and eps_v of a selection: (B, N, d), (B, L, d), (B, L), (B, K), (B, K) -> three (B,)."""
+def radii(
+    visual: Tensor,
+    prompt: Tensor,
+    prompt_mask: Tensor | None,
+    indices: Tensor,
+    prompt_center: Tensor,
+    real: Tensor | None = None,
+) -> Radii:
+    """eta, eps_p and eps_v of a selection: (B, N, d), (B, L, d), (B, L), (B, K), (B, K) -> three (B,).
+
+    ``real``: bool (B, K), False for entries that are not kept.
+    """
+    visual_center = ~prompt_center
+    if real is not None:
+        prompt_center, visual_center = prompt_center & real, visual_center & real
     visual, prompt = unit_rows(visual), unit_rows(prompt)
     kept = visual.gather(1, indices[..., None].expand(-1, -1, visual.shape[-1]))
     return Radii(
         eta=_between(visual, prompt, None, prompt_mask),
         eps_p=_between(kept, prompt, prompt_center, prompt_mask),
-        eps_v=_between(kept, visual, ~prompt_center, None),
+        eps_v=_between(kept, visual, visual_center, None),
     )
 
 
