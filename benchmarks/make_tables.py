@@ -1,6 +1,7 @@
-"""Write the tables of the READMEs and of the model card from benchmarks/results: ``python benchmarks/make_tables.py``.
+"""Write the tables of the READMEs, the model card and docs/training.md: ``python benchmarks/make_tables.py``.
 
-Everything between ``<!-- table: NAME -->`` and ``<!-- end -->`` is replaced. ``--check`` only compares.
+They come from benchmarks/results. Everything between ``<!-- table: NAME -->`` and ``<!-- end -->`` is replaced.
+``--check`` only compares.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = tuple(
-    ROOT / name for name in ("README.md", "LLaVA/llava/scenes/checkpoint/README.md", "RedundancyCodebook/README.md")
+    ROOT / name
+    for name in (
+        "README.md",
+        "LLaVA/llava/scenes/checkpoint/README.md",
+        "RedundancyCodebook/README.md",
+        "docs/training.md",
+    )
 )
 _BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TASKS = ("exist", "colour", "shape", "ocr", "pattern", "bgcolour", "modeshape", "modecolour", "count")
@@ -120,6 +127,39 @@ def _macro(row: dict) -> str:
     return f"{row['macro']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
 
 
+def by_training() -> str:
+    """Training with and without pruning: what a step takes, and how the models do at each budget."""
+    result = json.loads((RESULTS / "pruned_training.json").read_text())
+    setup, step = result["setup"], result["cpu_seconds_a_step"]
+    budgets = setup["budgets"]
+    rows = {(row["trained"], row["K"]): row for row in result["rows"]}
+    names = {
+        "full": f"all {budgets[0]} tokens",
+        "pruned": f"K = {budgets[-1]}",
+        "random": f"K drawn from {', '.join(map(str, budgets))}",
+    }
+    taken = {"full": str(budgets[0]), "pruned": str(budgets[-1]), "random": "random"}
+    lines = [["trained with", "CPU s a step", *(f"right at K = {K}" for K in budgets)]]
+    for variant, name in names.items():
+        seconds = step[taken[variant]]
+        cells = [_interval(rows[variant, K], "points", ".1f") for K in budgets]
+        lines.append([name, _interval(seconds, "median", ".2f"), *cells])
+    for variant in ("pruned", "random"):
+        cells = [_interval(rows[variant, K]["more_than_full"], "points", "+.1f") for K in budgets]
+        lines.append([f"{names[variant]}, minus all tokens", "", *cells])
+    seeds = len(setup["seeds"])
+    note = (
+        f"Percent right, mean of nine kinds of questions, {setup['n']} held-out questions of each, {seeds} "
+        f"{'seed' if seeds == 1 else 'seeds'}; 95 % intervals by resampling scenes, paired in the last two rows, which "
+        f"say nothing about other seeds. {setup['steps']} steps of {setup['dialogues']} dialogues, one thread."
+    )
+    return f"{_markdown(lines)}\n{note}\n"
+
+
+def _interval(entry: dict, key: str, form: str) -> str:
+    return f"{entry[key]:{form}} [{entry['low']:{form}}, {entry['high']:{form}}]"
+
+
 TABLES = {
     "scenes-budget": by_budget,
     "scenes-difference": by_difference,
@@ -127,6 +167,7 @@ TABLES = {
     "codebook-budget": codebook_by_budget,
     "codebook-difference": codebook_by_difference,
     "codebook-task": codebook_by_task,
+    "pruned-training": by_training,
 }
 
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import default_collate
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import mob
-from llava.scenes.checkpoint import NUM_PATCHES, PROMPT, build, build_processor, build_tokenizer, save
+from llava.scenes.checkpoint import NUM_PATCHES, PATH, PROMPT, build, build_processor, build_tokenizer, save
 from llava.scenes.generator import BACKGROUND, GRID, PATCH, SIGN, SIZE, sample
-from llava.scenes.losses import SceneLosses
-from llava.scenes.packing import IGNORE, PREFIX, SceneBatches, attention_mask, hide_things, patch_labels, pixels
+from llava.scenes.losses import SceneLosses, untrained, without_head
+from llava.scenes.packing import IGNORE, PREFIX, ScenePictures, attention_mask, hide_things, patch_labels, pixels
 from llava.scenes.questions import ASK, TASKS, WORDINGS, unknown, without, words
+from llava.scenes.train import main as train
+from llava.scenes.trainer import ALIGN_WEIGHT, GROUND_WEIGHT, SceneTrainer, arguments
 from mob.covering import Selection
 from mob.methods import METHODS, register
 
@@ -27,6 +28,11 @@ SCENES = [sample(seed) for seed in range(300)]
 
 def rng(seed=0):
     return np.random.default_rng(seed)
+
+
+def step(data, number=0):
+    """The batch of one step."""
+    return default_collate([data[number * data.pictures + i] for i in range(data.pictures)])
 
 
 def test_a_seed_is_a_picture():
@@ -130,8 +136,7 @@ def test_pixels_are_what_the_processor_makes():
 
 
 def test_packed_questions_equal_questions_one_by_one():
-    data = SceneBatches(1, 3, seed=1, shares={})
-    batch, losses = data[0], SceneLosses(build()).eval()
+    batch, losses = step(ScenePictures(1, 3, seed=1)), SceneLosses(untrained()).eval()
     model, decoder = losses.model, losses.model.model.language_model
     with torch.no_grad():
         patches = losses.patches(batch["pixels"])
@@ -151,8 +156,8 @@ def test_packed_questions_equal_questions_one_by_one():
 
 
 def test_targets_spell_the_answers():
-    data = SceneBatches(1, 4, seed=2, shares={})
-    batch = data[0]
+    data = ScenePictures(1, 4, seed=2)
+    batch = step(data)
     for row in range(4):
         for question in range(int(batch["segment"][row].max()) + 1):
             here = batch["segment"][row] == question
@@ -202,8 +207,7 @@ def test_questions_about_what_is_gone():
 
 def test_hidden_patches_are_out_of_sight_from_the_layer_on():
     """The loss that training sees with hidden patches equals that of a model really pruned to the others."""
-    batch = SceneBatches(1, 1, seed=5, shares={}, hide=1.0)[0]
-    losses = SceneLosses(build()).eval()
+    batch, losses = step(ScenePictures(1, 1, seed=5, hide=1.0)), SceneLosses(untrained()).eval()
     shown = (~batch["hidden"][0]).nonzero()[:, 0]
     assert 0 < len(shown) < NUM_PATCHES
 
@@ -246,28 +250,98 @@ def test_a_saved_model_is_plain_transformers(tmp_path):
     assert processor.apply_chat_template(chat, add_generation_prompt=True) == PROMPT.format("count the objects .")
 
 
-def train(folder, *more):
-    command = [sys.executable, "-m", "llava.scenes.train", "--out", str(folder), "--no-compile", "--device", "cpu"]
-    sizes = ["--align-pictures", "2", "--pictures", "2", "--save-every", "1"]
-    done = subprocess.run([*command, *sizes, *more], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done
+def test_pictures_follow_from_seed_and_step():
+    data = ScenePictures(4, 3, seed=2, shares={"ocr": 1e9}, later=(2, {"count": 1e9}))
+    assert len(data) == 12
+    for number in range(4):
+        batch = step(data, number)
+        for i in range(3):
+            scene = sample(10_000_000 + (2 * 1_000_000 + number) * 3 + i)
+            assert torch.equal(batch["pixels"][i], pixels(scene))
+            asked = [int(task) for task in batch["task"][i] if 0 <= task < len(TASKS)]
+            assert set(asked) == {TASKS.index("ocr" if number < 2 else "count")}
+    alone = ScenePictures(4, 3, seed=2, ask=False)[5]
+    assert "ids" not in alone and torch.equal(alone["pixels"], data[5]["pixels"])
 
 
-def test_training_runs_and_continues_where_it_stopped(tmp_path):
+def test_the_head_is_thrown_away():
+    model = untrained(seed=4)
+    expected = build(seed=4).state_dict()
+    assert set(model.state_dict()) - set(expected) == {"centre.weight", "centre.bias"}
+    stock = without_head(model)
+    assert type(stock) is LlavaForConditionalGeneration
+    assert all(torch.equal(value, expected[name]) for name, value in stock.state_dict().items())
+
+
+def by_hand(losses, data, steps, lr, align_only):
+    """A plain loop: the loss of each step."""
+    model = losses.model
+    names = ("vision_tower", "multi_modal_projector", "embed_tokens", "centre")
+    wanted = [(n, p) for n, p in model.named_parameters() if not align_only or any(part in n for part in names)]
+    plain = [p for n, p in wanted if "bias" in n or "norm" in n]
+    decayed = [p for n, p in wanted if not ("bias" in n or "norm" in n)]
+    groups = [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
+    optimizer, warmup, out = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98)), steps // 10 + 1, []
+    for number in range(steps):
+        left = (number - warmup) / max(1, steps - warmup)
+        share = number / warmup if number < warmup else 0.5 * (1 + np.cos(np.pi * left))
+        for group in optimizer.param_groups:
+            group["lr"] = lr * share
+        batch = step(data, number)
+        if align_only:
+            loss = losses.align(batch)
+        else:
+            answer, align, ground, _ = losses(batch)
+            loss = answer + ALIGN_WEIGHT * align + GROUND_WEIGHT * ground
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for _, p in wanted], 1.0)
+        optimizer.step()
+        out.append(float(loss.detach()))
+    return out
+
+
+@pytest.mark.parametrize("align_only", [True, False], ids=["align", "answer"])
+def test_training_equals_a_plain_loop(tmp_path, align_only):
+    """The trainer of llava.train, with our losses, does what the loop does: losses of six steps, and weights."""
+    data = ScenePictures(6, 2, seed=3, ask=not align_only, hide=0.5)
+    args = arguments(tmp_path, steps=6, pictures=2, lr=1e-3, seed=0, save_every=100, device="cpu")
+    args.logging_steps = 1
+    trainer = SceneTrainer(untrained(1), data, args, align_only)
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    model = untrained(1).train()
+    expected = by_hand(SceneLosses(model), data, 6, 1e-3, align_only)
+    assert np.allclose([entry["loss"] for entry in log], expected, atol=2e-4) and expected[-1] < expected[0]
+    assert align_only or all(0 <= entry["exist"] <= 100 and entry["ground"] > 0 for entry in log)
+    for name, value in trainer.start.model.state_dict().items():
+        assert torch.allclose(value, model.state_dict()[name], atol=2e-5), name
+    moved = {n for n, p in untrained(1).named_parameters() if not torch.equal(p, model.get_parameter(n))}
+    assert any("language_model.layers" in name for name in moved) != align_only
+
+
+def test_training_runs_and_continues_where_it_stopped(tmp_path, capsys):
     """Six steps in one go equal three, a stop in the middle of stage B, and the rest: same schedule, same batches."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    steps = ["--align-steps", "2", "--steps", "2", "--evidence-steps", "2"]
-    done = train(whole, *steps)
-    assert all(f"stage {stage}" in done.stdout for stage in "ABC")
-    train(parts, *steps, "--stop-after", "3")
-    assert not (parts / "checkpoint").exists()
-    train(parts, *steps)
+    flags = ["--align-steps", "2", "--steps", "2", "--evidence-steps", "2", "--align-pictures", "2", "--pictures", "2"]
+    flags += ["--save-every", "1", "--no-compile", "--device", "cpu"]
+    train(["--out", str(whole), *flags])
+    said = capsys.readouterr().out
+    assert all(f"stage {stage}" in said for stage in "ABC")
+    train(["--out", str(parts), *flags, "--until", "align"])
+    assert (parts / "align" / "checkpoint").exists() and not (parts / "answer").exists()
+    train(["--out", str(parts), *flags, "--stop-after", "1"])
+    assert "stopped after 1 steps" in capsys.readouterr().out and not (parts / "checkpoint").exists()
+    before = (parts / "align" / "checkpoint").stat().st_mtime
+    train(["--out", str(parts), *flags])
+    assert (parts / "align" / "checkpoint").stat().st_mtime == before
     ours, theirs = (
         LlavaForConditionalGeneration.from_pretrained(folder / "checkpoint").state_dict() for folder in (whole, parts)
     )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert json.loads((parts / "state.json").read_text()) == {"stage": "evidence", "step": 2}
+    shipped = json.loads((PATH / "config.json").read_text())
+    made = json.loads((whole / "checkpoint" / "config.json").read_text())
+    assert made | {"transformers_version": ""} == shipped | {"transformers_version": ""}
 
 
 @pytest.mark.parametrize("task", TASKS)

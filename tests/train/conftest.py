@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import checkpoints
+from llava.scenes.dialogues import write
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
 
@@ -74,3 +75,9 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="session")
 def squares(world):
     return world.data()
+
+
+@pytest.fixture(scope="session")
+def scenes(world):
+    """64 scenes with three questions each."""
+    return write(world.root / "scenes", pictures=64, questions=3)

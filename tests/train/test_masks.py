@@ -12,6 +12,9 @@ import checkpoints
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import SeparatorStyle, conv_templates
 from llava.mm_utils import tokenizer_image_token
+from llava.scenes.checkpoint import NUM_PATCHES, PROMPT, build_tokenizer
+from llava.scenes.evaluate import batches, questions
+from llava.train.data import BARE, conversation_for, expand
 from llava.train.masks import encode, render, tokens_of
 
 TURNS = ("<image>\ndescribe the picture", "it shows a red star", "and now?", "Ünï 明 2\n\ntwo lines ", "thanks", "bye")
@@ -26,7 +29,7 @@ MARKS = {
     SeparatorStyle.GEMMA: ("<start_of_turn>model\n", "<end_of_turn>\n"),
     SeparatorStyle.PLAIN: ("<image>", "\n"),
 }
-TEMPLATES = sorted(conv_templates)
+TEMPLATES = sorted([*conv_templates, BARE])
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +117,7 @@ def reference(prompt, spans, tokenizer):
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_masks_equal_the_reference(tokenizer, name):
-    conv = conv_templates[name]
+    conv = conversation_for(name)
     turns = turns_for(conv)
     dialogue = render(turns, conv)
     spans = answer_spans(dialogue.prompt, conv, turns)
@@ -173,6 +176,20 @@ def test_the_prompt_is_that_of_inference(folder):
         asked = tokenizer_image_token(conv.get_prompt(), made)
         ids, labels = encode(render(TURNS[:2], conv_templates[name]), tokens_of(made))
         assert ids[: len(asked)] == asked and labels[len(asked) - 1] == IGNORE_INDEX != labels[len(asked)]
+
+
+def test_the_embedded_checkpoint_is_trained_as_it_is_asked():
+    """Ids and labels of a sample are those that ``llava.scenes.evaluate`` scores, and of its prompt."""
+    tokenizer = build_tokenizer()
+    picture = tokenizer.convert_tokens_to_ids("<image>")
+    for number, asked in enumerate(questions(1)):
+        turns = (f"<image>\n{asked.question.text}", asked.question.answer)
+        dialogue = render(turns, conversation_for(BARE))
+        assert dialogue.prompt.startswith(PROMPT.format(asked.question.text))
+        ids, labels = encode(dialogue, tokens_of(tokenizer))
+        ids, labels, _ = expand(ids, labels, [NUM_PATCHES], picture, 1000)
+        _, inputs = list(batches(questions(1), 1))[number]
+        assert ids == inputs["input_ids"][0].tolist() and labels == inputs["labels"][0].tolist()
 
 
 def test_a_token_across_the_begin_of_an_answer():

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import HfArgumentParser
 
 import checkpoints
 from llava.model.builder import load_pretrained_model
-from llava.train.arguments import parse
+from llava.train.arguments import _RENAMED, DataArguments, MobArguments, ModelArguments, TrainingArguments, parse
 from llava.train.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -122,3 +124,24 @@ def test_taking_the_projector_out(world, squares, lora, tmp_path):
         assert found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in found)
     with pytest.raises(ValueError, match="holds no projector"):
         extract(str(world.base), str(tmp_path / "none.bin"))
+
+
+def test_the_page_about_training_names_real_flags_and_files():
+    page = (ROOT / "docs" / "training.md").read_text()
+    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments, MobArguments))
+    ours = {word for action in parser._actions for word in action.option_strings}
+    old = {f"--{name}" for name in _RENAMED} | {"--group_by_length"}
+    assert all(flag in page for flag in old)
+    others = {"--out", "--pictures", "--image-file", "--query", "--nproc_per_node", "--module", "--output", "--mob-off"}
+    others |= {"--model-path", "--model-base", "--save-model-path"}
+    assert not set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", page)) - ours - old - others
+    for script in re.findall(r"(?:scripts|benchmarks|tests|LLaVA)/[\w./-]+\w", page):
+        assert (ROOT / script).exists(), script
+
+
+def test_scores_beside_those_that_ship(capsys):
+    compare = runpy.run_path(str(SCRIPTS / "scenes" / "compare.py"))["main"]
+    assert compare([]) == 2
+    assert compare([str(ROOT / "benchmarks" / "results" / "scenes.json")]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1][0] == "vanilla" and all(line[2:5] == line[5:8] for line in lines[1:])

@@ -49,10 +49,11 @@ def same(a, b):
 
 @pytest.mark.parametrize("layout", ["hf", "original"])
 @pytest.mark.parametrize("mode", ["full", "projector", "lora"])
-def test_each_mode_learns_and_its_result_loads(world, squares, tmp_path, mode, layout):
+def test_each_mode_learns_and_its_result_loads(world, scenes, tmp_path, mode, layout):
+    """On 64 scenes: the loss falls, and what was saved is what was trained."""
     flags = {"full": (), "projector": (*PROJECTOR, "--learning_rate", "0.1"), "lora": LORA}[mode]
     out = tmp_path / "llava-run"
-    trainer = train(argv=world.flags(out, squares, *flags, "--save_format", layout, "--num_train_epochs", "2"))
+    trainer = train(argv=world.flags(out, scenes, *flags, "--save_format", layout, "--num_train_epochs", "2"))
     curve = losses(trainer)
     assert curve[-1] < 0.97 * curve[0] and trainer.start.mode == mode
     base = str(world.base) if layout == "original" and mode != "full" else None
@@ -239,6 +240,20 @@ def checkpoint_step(argv):
     return int(found.rsplit("-", 1)[1]) if found else None
 
 
+def test_a_random_order_goes_on_too(world, tmp_path):
+    """Without grouping, in the second epoch, and with a worker that reads ahead."""
+    data = world.data("shuffled", samples=20)
+    flags = ("--num_train_epochs", "2", "--per_device_train_batch_size", "4", "--save_strategy", "steps")
+    flags += ("--save_steps", "7", "--dataloader_num_workers", "1")
+    argv = world.flags(tmp_path, data, *flags)
+    whole = train(argv=argv)
+    shutil.rmtree(tmp_path / "checkpoint-10")
+    assert checkpoint_step(argv) == 7
+    resumed = train(argv=argv)
+    assert resumed.state.global_step == 10 and losses(resumed) == losses(whole)
+    assert same(weights(whole.start.model), weights(resumed.start.model))
+
+
 def test_going_on_or_not(world, squares, tmp_path):
     argv = world.flags(
         tmp_path / "a", squares, *PROJECTOR, "--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"
@@ -330,6 +345,28 @@ def test_a_batch_of_text_uses_the_tower_without_weight(world, tmp_path):
 # Flags
 
 
+def test_tensorboard_where_it_is_installed(world, squares, tmp_path, monkeypatch):
+    monkeypatch.setattr("llava.train.arguments.is_tensorboard_available", lambda: True)
+    flags = [word for word in world.flags(tmp_path, squares) if word not in ("--report_to", "none")]
+    assert parse(flags)[2].report_to == ["tensorboard"]
+    assert parse([*flags, "--report_to", "none"])[2].report_to == []
+    monkeypatch.setattr("llava.train.arguments.is_tensorboard_available", lambda: False)
+    assert parse(flags)[2].report_to == []
+
+
+def test_tensorboard_gets_the_curve(world, squares, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "curves"))
+    flags = [word for word in world.flags(tmp_path / "out", squares) if word not in ("--report_to", "none")]
+    trainer = train(argv=[*flags, "--max_steps", "3"])
+    events = EventAccumulator(str(tmp_path / "curves"))
+    events.Reload()
+    assert [round(event.value, 4) for event in events.Scalars("train/loss")] == [round(x, 4) for x in losses(trainer)]
+    assert {"train/hours_left", "train/train_tokens_per_second"} <= set(events.Tags()["scalars"])
+
+
 def test_old_flags_are_translated(capsys):
     old = [
         "--evaluation_strategy",
@@ -366,7 +403,8 @@ def test_old_flags_are_translated(capsys):
         (("--image_aspect_ratio", "anyres"), "no image_grid_pinpoints"),
     ],
 )
-def test_wrong_flags_are_one_line(world, squares, tmp_path, flags, message):
+def test_wrong_flags_are_one_line(world, squares, tmp_path, flags, message, monkeypatch):
+    monkeypatch.setattr("llava.train.build.is_bitsandbytes_available", lambda: False)
     with pytest.raises(ValueError, match=message) as error:
         trainer_for(world.flags(tmp_path, squares, *flags))
     assert "\n" not in str(error.value)

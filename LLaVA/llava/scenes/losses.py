@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from llava.scenes.checkpoint import NUM_PATCHES, build_tokenizer
+from llava.scenes.checkpoint import NUM_PATCHES, build, build_config, build_tokenizer
 from llava.scenes.packing import GROUPS, IGNORE, PREFIX, QUESTIONS, attention_mask
 from llava.scenes.questions import TASKS
 
@@ -18,13 +18,37 @@ END_WEIGHT = 0.1
 HIDE_LAYER = 2  # where hidden patches vanish, the layer that MoB prunes at
 
 
-class SceneLosses(nn.Module):
-    """Wraps the model; ``align`` is stage A, ``forward`` stage B. ``centre`` is a throw-away head."""
+class SceneLlava(LlavaForConditionalGeneration):
+    """The stock model with a head that training throws away: whether an object's centre lies in a patch."""
 
-    def __init__(self, model: LlavaForConditionalGeneration):
+    def __init__(self, config: LlavaConfig):
+        super().__init__(config)
+        self.centre = nn.Linear(config.text_config.hidden_size, 1)
+
+
+def untrained(seed: int = 0) -> SceneLlava:
+    """``llava.scenes.checkpoint.build`` with the head."""
+    stock = build(seed)
+    model = SceneLlava(stock.config)
+    torch.manual_seed(seed)
+    model.centre.reset_parameters()
+    model.load_state_dict(stock.state_dict() | {f"centre.{k}": v for k, v in model.centre.state_dict().items()})
+    return model
+
+
+def without_head(model: SceneLlava) -> LlavaForConditionalGeneration:
+    """The stock model, with copies of the weights and a config that training has not written to."""
+    stock = LlavaForConditionalGeneration(build_config())
+    stock.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("centre.")})
+    return stock
+
+
+class SceneLosses(nn.Module):
+    """``align`` is the loss of stage A, ``forward`` those of the other stages."""
+
+    def __init__(self, model: SceneLlava):
         super().__init__()
         self.model = model
-        self.centre = nn.Linear(model.config.text_config.hidden_size, 1)
         tokenizer = build_tokenizer()
         for group, names in GROUPS.items():
             self.register_buffer(f"words_{group}", torch.tensor(tokenizer.convert_tokens_to_ids(list(names))))
@@ -43,7 +67,7 @@ class SceneLosses(nn.Module):
         """Each patch names its words: softmax over cos(patch, word) within each group, plus object centres."""
         table = F.normalize(self.model.get_input_embeddings().weight, dim=-1)
         unit = F.normalize(patches, dim=-1)
-        loss = F.binary_cross_entropy_with_logits(self.centre(patches)[..., 0], batch["centres"])
+        loss = F.binary_cross_entropy_with_logits(self.model.centre(patches)[..., 0], batch["centres"])
         for group, weight in GROUP_WEIGHTS.items():
             logits = unit @ table[getattr(self, f"words_{group}")].T / ALIGN_TEMPERATURE
             loss = loss + weight * _cross_entropy(logits, batch[f"patch_{group}"])

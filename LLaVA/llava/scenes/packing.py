@@ -80,47 +80,60 @@ def pixels(scene: Scene) -> torch.Tensor:
     return torch.from_numpy(np.array(scene.draw(), dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
-class SceneBatches(Dataset):
-    """Batch number ``step`` of a run: always the same for the same seed, so that a resumed run sees the same data.
+class ScenePictures(Dataset):
+    """Pictures of a run with their questions, in the order they are trained on: always the same for the same seed.
 
-    ``shares`` are relative frequencies of the tasks. Pictures are drawn afresh for every batch; training seeds start
-    at 10 000 000, evaluation uses the small ones. In a share ``hide`` of the pictures patches vanish after the
-    first layers: they are in ``hidden``, and questions about things that are gone are answered as if they never were.
+    Item number ``step * pictures + i`` is the i-th picture of that step. Pictures are drawn afresh for every step;
+    training seeds start at 10 000 000, evaluation uses the small ones.
+
+    Args:
+        steps, pictures: of the run, and of each step.
+        shares: relative frequencies of the tasks, 1 for those not named.
+        later: (step, shares) from which others are in force.
+        ask: with questions; without, only what stage A needs.
+        hide: share of the pictures in which patches vanish after the first layers: they are in ``hidden``, and
+            questions about things that are gone are answered as if they never were.
     """
 
     def __init__(
-        self, steps: int, pictures: int, seed: int, shares: dict[str, float], ask: bool = True, hide: float = 0.0
+        self,
+        steps: int,
+        pictures: int,
+        seed: int,
+        shares: dict[str, float] | None = None,
+        later: tuple[int, dict[str, float]] | None = None,
+        ask: bool = True,
+        hide: float = 0.0,
     ):
-        self.steps, self.pictures, self.seed, self.ask, self.hide = steps, pictures, seed, ask, hide
-        weights = np.array([shares.get(task, 1.0) for task in TASKS])
-        self.weights = weights / weights.sum()
+        self.steps, self.pictures, self.ask, self.hide = steps, pictures, ask, hide
+        self.first = 10_000_000 + seed * 1_000_000 * pictures
+        turn, others = later or (steps, {})
+        self.turn, self.early, self.late = turn * pictures, _weights(shares or {}), _weights(others)
         self.tokenizer = build_tokenizer()
 
     def __len__(self) -> int:
-        return self.steps
+        return self.steps * self.pictures
 
-    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        torch.set_num_threads(1)
-        first = 10_000_000 + (self.seed * 1_000_000 + step) * self.pictures
-        rows = [self._row(sample(first + i), np.random.default_rng([first + i, 2])) for i in range(self.pictures)]
-        return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        seed, weights = self.first + index, self.early if index < self.turn else self.late
+        return self._row(sample(seed), np.random.default_rng([seed, 2]), weights)
 
-    def _row(self, scene: Scene, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def _row(self, scene: Scene, rng: np.random.Generator, weights: np.ndarray) -> dict[str, torch.Tensor]:
         row = {"pixels": pixels(scene), "centres": torch.from_numpy(centres(scene))}
         row |= {f"patch_{group}": torch.from_numpy(value) for group, value in patch_labels(scene).items()}
         if not self.ask:
             return row
         gone, hidden = hide_things(scene, rng) if rng.random() < self.hide else (set(), np.zeros(NUM_PATCHES, bool))
         row["hidden"] = torch.from_numpy(hidden)
-        return row | self._pack(scene, self._questions(scene, gone, rng))
+        return row | self._pack(scene, self._questions(scene, gone, rng, weights))
 
-    def _questions(self, scene: Scene, gone: set[int], rng: np.random.Generator) -> list[Question]:
+    def _questions(self, scene: Scene, gone: set[int], rng: np.random.Generator, weights: np.ndarray) -> list[Question]:
         questions = []
         while len(questions) < QUESTIONS:
             if rng.random() < 0.04:
                 questions.append(unknown(scene, rng))
                 continue
-            question = ASK[TASKS[rng.choice(len(TASKS), p=self.weights)]](scene, rng, plain=False)
+            question = ASK[TASKS[rng.choice(len(TASKS), p=weights)]](scene, rng, plain=False)
             question = None if question is None else without(question, gone)
             if question is not None:
                 questions.append(question)
@@ -152,6 +165,11 @@ class SceneBatches(Dataset):
         arrays = {"ids": ids, "segment": segment, "position": position, "prompt": prompt, "target": target}
         arrays |= {"task": task, "refers": refers}
         return {key: torch.from_numpy(value) for key, value in arrays.items()}
+
+
+def _weights(shares: dict[str, float]) -> np.ndarray:
+    weights = np.array([shares.get(task, 1.0) for task in TASKS])
+    return weights / weights.sum()
 
 
 def attention_mask(segment: torch.Tensor) -> torch.Tensor:

@@ -1,38 +1,68 @@
 """Train the embedded checkpoint from scratch: ``python -m llava.scenes.train --out runs/scenes``.
 
-Stage A teaches the vision tower to name what each patch shows; stage B teaches the whole model to answer; stage C takes
-things away after the first layers and teaches it to answer from the patches that are left. The run
-saves every ``--save-every`` steps and continues from there when started again with the same ``--out``. The finished
-model is in ``<out>/checkpoint``; copy it over ``llava/scenes/checkpoint`` to ship it.
+Stage A (``align``) teaches the vision tower to name what each patch shows; stage B (``answer``) teaches the whole
+model to answer; stage C (``evidence``) takes things away after the first layers and teaches it to answer from the
+patches that are left. All three run through ``llava.train``'s trainer. A stage saves every ``--save-every`` steps in
+``<out>/<stage>/checkpoint-<step>`` and continues from there when started again with the same ``--out``; the model that
+it ends with is in ``<out>/<stage>/checkpoint``, that of the last one also in ``<out>/checkpoint``: copy it over
+``llava/scenes/checkpoint`` to ship it. ``scripts/scenes/train.sh`` evaluates after each stage.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
+import shutil
+import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
-from tqdm import tqdm
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
 
-from llava.scenes.checkpoint import build, save
-from llava.scenes.losses import SceneLosses
-from llava.scenes.packing import SceneBatches
-from llava.scenes.questions import TASKS
+from llava.scenes.checkpoint import save
+from llava.scenes.losses import SceneLlava, untrained, without_head
+from llava.scenes.packing import ScenePictures
+from llava.scenes.trainer import SceneTrainer, StopAfter, arguments
+from llava.train.train import checkpoint_to_continue
 
-ALIGN_WEIGHT, GROUND_WEIGHT, CLIP_NORM = 0.3, 0.15, 1.0
-BETAS, WEIGHT_DECAY = (0.9, 0.98), 0.02
 STAGES = ("align", "answer", "evidence")
 HIDE = 0.75  # share of the pictures of stage C in which patches vanish
 LATE = 0.5  # share of stage B after which the mixture of questions changes
+EARLY_SHARES = {"exist": 1.6, "shape": 1.3}
+# What is learnt by then gives way to reading and counting.
+_READING = {"exist": 1.6, "ocr": 2.0, "modeshape": 2.0, "modecolour": 2.0, "count": 4.0}
+LATE_SHARES = _READING | {"colour": 0.5, "shape": 0.8, "pattern": 0.3, "bgcolour": 0.3}
 
 
-def parse() -> argparse.Namespace:
+@dataclass(frozen=True)
+class Stage:
+    """One of the three; ``number`` keeps the pictures of one stage apart from those of the others."""
+
+    name: str
+    title: str
+    number: int
+    steps: int
+    pictures: int
+    lr: float
+
+    def data(self, seed: int) -> ScenePictures:
+        """Its pictures, for the seed of the run."""
+        kwargs = {
+            "align": {"ask": False},
+            "answer": {"shares": EARLY_SHARES, "later": (int(LATE * self.steps), LATE_SHARES)},
+            "evidence": {"shares": LATE_SHARES, "hide": HIDE},
+        }[self.name]
+        return ScenePictures(self.steps, self.pictures, 3 * seed + self.number, **kwargs)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for state, log and the finished checkpoint")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the finished model")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to do (evidence)")
     parser.add_argument("--align-steps", type=int, default=700, help="steps of stage A")
     parser.add_argument("--align-pictures", type=int, default=64, help="pictures a step in stage A")
     parser.add_argument("--align-lr", type=float, default=2e-3)
@@ -42,181 +72,79 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--evidence-steps", type=int, default=1000, help="steps of stage C, same batches as stage B")
     parser.add_argument("--evidence-lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true", help="skip torch.compile (slower, no compiler needed)")
     parser.add_argument("--save-every", type=int, default=100)
-    parser.add_argument("--stop-after", type=int, help="leave after this many steps of either stage; continue later")
-    return parser.parse_args()
+    parser.add_argument("--stop-after", type=int, help="leave after this many steps in all; the same command continues")
+    args = parser.parse_args(argv)
+    if min(args.align_steps, args.steps, args.evidence_steps, args.align_pictures, args.pictures, args.save_every) < 1:
+        parser.error("steps, pictures and --save-every must be at least 1")
+    return args
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def optimizer_for(modules: list[torch.nn.Module], lr: float) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only."""
-    parameters = {id(p): p for m in modules for p in m.parameters() if p.requires_grad}.values()
-    matrices = [p for p in parameters if p.ndim >= 2]
-    rest = [p for p in parameters if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=True)
-
-
-def task_shares(late: bool) -> dict[str, float]:
-    """Relative frequencies, 1 for the others. Late, what is learnt by then gives way to reading and counting."""
-    if not late:
-        return {"exist": 1.6, "shape": 1.3}
-    slow = {"exist": 1.6, "ocr": 2.0, "modeshape": 2.0, "modecolour": 2.0, "count": 4.0}
-    return slow | {"colour": 0.5, "shape": 0.8, "pattern": 0.3, "bgcolour": 0.3}
-
-
-class Run:
-    """State of a training run and where it is kept."""
-
-    def __init__(self, args: argparse.Namespace):
-        self.args = args
-        self.losses = SceneLosses(build(args.seed)).to(args.device)
-        self.started, self.done = time.time(), 0
-        self.log = args.out / "log.jsonl"
-        args.out.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def stopped(self) -> bool:
-        return self.args.stop_after is not None and self.done >= self.args.stop_after
-
-    def save(self, stage: str, step: int, optimizer: torch.optim.Optimizer) -> None:
-        state = {"stage": stage, "step": step, "losses": self.losses.state_dict(), "optimizer": optimizer.state_dict()}
-        temporary = self.args.out / "state.tmp"
-        torch.save(state, temporary)
-        temporary.replace(self.args.out / "state.pt")
-        (self.args.out / "state.json").write_text(json.dumps({"stage": stage, "step": step}) + "\n")
-
-    def resume(self, stage: str, optimizer: torch.optim.Optimizer) -> int:
-        """First step still to do in ``stage``; restores weights and optimizer if the saved state is of this stage."""
-        path = self.args.out / "state.pt"
-        if not path.exists():
-            return 0
-        state = torch.load(path, map_location=self.args.device, weights_only=True)
-        if state["stage"] != stage:
-            return 10**9 if STAGES.index(stage) < STAGES.index(state["stage"]) else 0
-        self.losses.load_state_dict(state["losses"])
-        optimizer.load_state_dict(state["optimizer"])
-        return state["step"]
-
-    def write(self, **entry) -> None:
-        with self.log.open("a") as file:
-            file.write(json.dumps({"seconds": round(time.time() - self.started, 1), **entry}) + "\n")
-
-    def batches(self, data: SceneBatches, start: int):
-        loader = DataLoader(data, batch_size=None, sampler=range(start, len(data)), num_workers=1, prefetch_factor=4)
-        for batch in loader:
-            yield {key: value.to(self.args.device) for key, value in batch.items()}
-
-    def stage(self, name: str, steps: int, lr: float, modules, batches_for, loss_of, report) -> None:
-        """One stage: ``loss_of(batch) -> (loss, dict of numbers)``, ``report(numbers)`` every 50 steps."""
-        optimizer = optimizer_for(modules, lr)
-        start = self.resume(name, optimizer)
-        bar = tqdm(total=steps, initial=min(start, steps), desc=f"stage {name}", smoothing=0.05)
-        for step, batch in zip(range(start, steps), batches_for(start), strict=False):
-            if self.stopped:
-                break
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, lr, warmup=min(60, steps // 10 + 1))
-            loss, numbers = loss_of(batch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], CLIP_NORM)
-            optimizer.step()
-            bar.update()
-            line = report(numbers)
-            if (step + 1) % 50 == 0:
-                bar.set_postfix_str(f"loss {float(loss):.3f}")
-                self.write(stage=name, step=step + 1, loss=round(float(loss), 4), **line)
-            self.done += 1
-            if (step + 1) % self.args.save_every == 0 or step + 1 == steps or self.stopped:
-                self.save(name, step + 1, optimizer)
-        bar.close()
-
-
-class Averages:
-    """Running means of the loss parts and of the per-task accuracy since the last report."""
-
-    def __init__(self):
-        self.parts, self.counts, self.steps = {}, torch.zeros(len(TASKS) + 1, 2), 0
-
-    def __call__(self, numbers: dict) -> dict:
-        self.steps += 1
-        for key, value in numbers.items():
-            if key == "counts":
-                self.counts += value.detach().cpu()
-            else:
-                self.parts[key] = self.parts.get(key, 0.0) + float(value)
-        line = {key: round(value / self.steps, 4) for key, value in self.parts.items()}
-        if self.counts.sum():
-            accuracy = 100 * self.counts[:, 0] / self.counts[:, 1].clamp_min(1)
-            line |= {task: round(float(a), 1) for task, a in zip((*TASKS, "unknown"), accuracy, strict=True)}
-        if self.steps == 50:
-            self.__init__()
-        return line
-
-
-def main() -> None:
-    args = parse()
-    run = Run(args)
-    model = run.losses.model
-    compiled = (lambda f: f) if args.no_compile else torch.compile
-    align, answer = compiled(run.losses.align), compiled(run.losses.forward)
-    print(f"stage A, patches to words: {args.align_steps} x {args.align_pictures} pictures, lr {args.align_lr}")
-    size = f"{args.pictures} pictures x 9 questions"
-    print(f"stage B, answers, alignment, grounding: {args.steps} x {size}, lr {args.lr}")
-    print(f"stage C, things taken away: {args.evidence_steps} x {size}, lr {args.evidence_lr}")
-
-    def align_batches(start: int):
-        return run.batches(SceneBatches(args.align_steps, args.align_pictures, 3 * args.seed, {}, ask=False), start)
-
-    def align_loss(batch):
-        loss = align(batch)
-        return loss, {"align": loss.detach()}
-
-    vision = [
-        model.model.vision_tower,
-        model.model.multi_modal_projector,
-        model.get_input_embeddings(),
-        run.losses.centre,
+def stages(args: argparse.Namespace) -> list[Stage]:
+    """All three, in their order."""
+    alone, asked = f"{args.align_pictures} pictures", f"{args.pictures} pictures x 9 questions"
+    return [
+        Stage("align", f"A, patches to words, {alone}", 0, args.align_steps, args.align_pictures, args.align_lr),
+        Stage("answer", f"B, answers, alignment, grounding, {asked}", 1, args.steps, args.pictures, args.lr),
+        Stage("evidence", f"C, things taken away, {asked}", 2, args.evidence_steps, args.pictures, args.evidence_lr),
     ]
-    run.stage("align", args.align_steps, args.align_lr, vision, align_batches, align_loss, Averages())
 
-    def answer_batches(start: int):
-        turn = int(LATE * args.steps)
-        for first, last in ((0, turn), (turn, args.steps)):
-            shares = task_shares(late=first >= turn)
-            if start < last:
-                yield from run.batches(SceneBatches(last, args.pictures, 3 * args.seed + 1, shares), max(start, first))
 
-    def answer_loss(batch):
-        answers, aligned, grounded, counts = answer(batch)
-        parts = {"answer": answers.detach(), "align": aligned.detach(), "ground": grounded.detach(), "counts": counts}
-        return answers + ALIGN_WEIGHT * aligned + GROUND_WEIGHT * grounded, parts
-
-    run.stage("answer", args.steps, args.lr, [run.losses], answer_batches, answer_loss, Averages())
-
-    def evidence_batches(start: int):
-        shares = task_shares(late=True)
-        data = SceneBatches(args.evidence_steps, args.pictures, 3 * args.seed + 2, shares, hide=HIDE)
-        return run.batches(data, start)
-
-    run.stage(
-        "evidence", args.evidence_steps, args.evidence_lr, [run.losses], evidence_batches, answer_loss, Averages()
+def run(stage: Stage, begin: Callable[[], SceneLlava], args: argparse.Namespace, stop: StopAfter) -> Path | None:
+    """Do what is left of a stage. Its last checkpoint, or None where it had to stop before the end."""
+    settings = arguments(
+        args.out / stage.name, stage.steps, stage.pictures, stage.lr, args.seed, args.save_every, args.device
     )
-    if run.stopped:
-        print(f"stopped after {run.done} steps; the same command continues")
+    last = checkpoint_to_continue(settings)
+    if step_of(last) < stage.steps:
+        set_seed(args.seed)
+        trainer = SceneTrainer(
+            begin(), stage.data(args.seed), settings, stage.name == "align", not args.no_compile, callbacks=[stop]
+        )
+        trainer.train(resume_from_checkpoint=last)
+        last = checkpoint_to_continue(settings)
+    return Path(last) if step_of(last) >= stage.steps else None
+
+
+def step_of(checkpoint: str | None) -> int:
+    return int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+
+
+def load(folder: Path) -> SceneLlava:
+    return SceneLlava.from_pretrained(folder, dtype=torch.float32)
+
+
+def finish(checkpoint: Path, target: Path) -> None:
+    """Write the model that a stage ended with as it ships: stock, float16."""
+    if (target / "model.safetensors").exists() and target.stat().st_mtime >= checkpoint.stat().st_mtime:
         return
-    save(model, args.out / "checkpoint")
-    print(f"done in {time.time() - run.started:.0f} s: {args.out / 'checkpoint'}")
+    part = target.with_name(f"{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    save(without_head(load(checkpoint)), part)
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    transformers_logging.disable_progress_bar()  # of loading and saving; training has its own
+    began, stop = time.time(), StopAfter(args.stop_after)
+    begin = partial(untrained, args.seed)
+    for stage in stages(args)[: STAGES.index(args.until) + 1]:
+        print(f"stage {stage.title}: {stage.steps} steps, lr {stage.lr}", flush=True)
+        ended = run(stage, begin, args, stop)
+        if ended is None:
+            print(f"stopped after {stop.done} steps; the same command continues")
+            return 0
+        finish(ended, args.out / stage.name / "checkpoint")
+        begin = partial(load, ended)
+    if args.until == STAGES[-1]:
+        finish(ended, args.out / "checkpoint")
+    print(f"done in {time.time() - began:.0f} s: {args.out / stage.name / 'checkpoint'}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

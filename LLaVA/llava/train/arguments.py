@@ -34,7 +34,7 @@ class ModelArguments:
 
     model_name_or_path: str | None = _help("a language model (with --vision_tower), or any LLaVA folder or hub name")
     model_base: str | None = _help("the model under a LoRA or projector-only folder")
-    version: str = _help("conversation template: plain, v1, llama_2, ...", "v0")
+    version: str = _help("conversation template: plain, v1, llama_2, ..., or llava_hf, v1 without a system text", "v0")
     freeze_backbone: bool = _help("the language model is not trained", False)
     tune_mm_mlp_adapter: bool = _help("only the projector is trained (first stage)", False)
     freeze_mm_mlp_adapter: bool = _help("the projector is not trained", False)

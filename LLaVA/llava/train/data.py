@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,16 @@ from llava.train.records import BadSample, Record, Refusals, read_records
 from mob.layout import picture_of
 
 _PATIENCE = 100  # samples in a row that cannot be used
+BARE = "llava_hf"  # how checkpoints of llava-hf and the embedded one are asked: v1 without a system text
 
 
 def conversation_for(version: str) -> Conversation:
     """The template of ``--version``. ValueError for an unknown one."""
     version = {"v0.5": "v1"}.get(version, version)
+    if version == BARE:
+        return replace(conv_templates["v1"].copy(), system="")
     if version not in conv_templates:
-        raise ValueError(f"--version {version}: use one of {', '.join(sorted(conv_templates))}")
+        raise ValueError(f"--version {version}: use one of {', '.join(sorted([BARE, *conv_templates]))}")
     return conv_templates[version]
 
 

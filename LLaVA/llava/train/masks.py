@@ -45,15 +45,17 @@ def render(turns: Sequence[str], conv: Conversation) -> Dialogue:
         return Dialogue(prompt, ((len(pictures), len(prompt)),))
     talk = conv.copy()
     talk.messages, talk.offset = [], 0
+    # Without a system text, chat templates put nothing before the first turn, and the original a separator.
+    lead = len(conv.sep) if conv.sep_style is SeparatorStyle.TWO and not conv.system else 0
     answers = []
     for number, text in enumerate(turns):
         answering = number % 2 == 1
         talk.append_message(talk.roles[number % 2], None if answering else text)
         if answering:
-            start = len(talk.get_prompt())
+            start = len(talk.get_prompt()) - lead
             talk.messages[-1][1] = text
-            answers.append((start, len(talk.get_prompt())))
-    return Dialogue(talk.get_prompt(), tuple(answers))
+            answers.append((start, len(talk.get_prompt()) - lead))
+    return Dialogue(talk.get_prompt()[lead:], tuple(answers))
 
 
 def tokens_of(tokenizer: Any) -> Tokens:
