@@ -32,7 +32,7 @@ from llava.scenes.checkpoint import save
 from llava.scenes.losses import SceneLlava, untrained, without_head
 from llava.scenes.packing import ScenePictures
 from llava.scenes.splits import SPLITS
-from llava.scenes.trainer import SceneTrainer, StopAfter, arguments
+from llava.scenes.trainer import GROUND_WEIGHT, SceneTrainer, StopAfter, arguments
 from llava.train.train import checkpoint_to_continue
 
 STAGES = ("align", "answer", "evidence")
@@ -74,7 +74,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to do (evidence)")
     parser.add_argument("--split", choices=tuple(SPLITS), default="easy", help="scenes to train on (easy)")
     parser.add_argument("--start", type=Path, help="folder of a trained model to begin with (a fresh one)")
-    parser.add_argument("--no-grounding", action="store_true", help="leave out the grounding loss of stages B and C")
+    ground = parser.add_mutually_exclusive_group()
+    ground.add_argument("--ground-weight", type=float, default=GROUND_WEIGHT, help="of the grounding loss, in B and C")
+    ground.add_argument("--no-grounding", dest="ground_weight", action="store_const", const=0.0, help="weight zero")
     said = " / ".join(f"{{}} for {split}" for split in STEPS)
     helps = [f"({said.format(*column)})" for column in zip(*STEPS.values(), strict=True)]
     parser.add_argument("--align-steps", type=int, help=f"steps of stage A {helps[0]}")
@@ -107,8 +109,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def claim(args: argparse.Namespace) -> None:
     """Note in the folder what is trained there. ValueError where that is another model than last time."""
-    mine = {"split": args.split, "grounding": not args.no_grounding, "seed": args.seed}
-    mine["start"] = str(args.start.resolve()) if args.start else None
+    mine = {"split": args.split, "ground_weight": args.ground_weight, "seed": args.seed}
+    mine["start"] = str(args.start) if args.start else None
     note = args.out / "run.json"
     there = json.loads(note.read_text()) if note.exists() else mine
     other = [name for name, value in mine.items() if there.get(name) != value]
@@ -120,7 +122,7 @@ def claim(args: argparse.Namespace) -> None:
 
 def stages(args: argparse.Namespace) -> list[Stage]:
     """All three, in their order."""
-    ground = "" if args.no_grounding else ", grounding"
+    ground = ", grounding" if args.ground_weight else ""
     alone, asked = f"{args.align_pictures} pictures", f"{args.pictures} pictures x 9 questions"
     return [
         Stage(
@@ -159,7 +161,7 @@ def run(stage: Stage, begin: Callable[[], SceneLlava], args: argparse.Namespace,
             settings,
             align_only=stage.name == "align",
             compiled=not args.no_compile,
-            grounding=not args.no_grounding,
+            ground_weight=args.ground_weight,
             callbacks=[stop],
         )
         trainer.train(resume_from_checkpoint=last)

@@ -25,7 +25,7 @@ class SceneTrainer(LLaVATrainer):
     Args:
         align_only: stage A, patches to words: vision tower, projector and word embeddings only.
         compiled: the losses go through ``torch.compile``.
-        grounding: whether question words are taught to point at their patches; without, that loss is only logged.
+        ground_weight: of the loss that teaches question words to point at their patches; at zero it is only logged.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class SceneTrainer(LLaVATrainer):
         args: TrainingArguments,
         align_only: bool = False,
         compiled: bool = False,
-        grounding: bool = True,
+        ground_weight: float = GROUND_WEIGHT,
         **kwargs: Any,
     ) -> None:
         if args.world_size > 1:
@@ -48,7 +48,7 @@ class SceneTrainer(LLaVATrainer):
         loss = self._align if align_only else self._answer
         self._loss = torch.compile(loss) if compiled else loss
         self.averages = Averages((*self.losses.tasks, "unknown"))
-        self.ground_weight = GROUND_WEIGHT if grounding else 0.0
+        self.ground_weight = ground_weight
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any) -> Any:
         """The weighted sum of a stage's losses; its parts are logged."""
