@@ -298,7 +298,7 @@ def test_every_wording_is_used(asked):
         return text.replace("{} {}", "{}").replace("{} objects", "{}").replace("{} object", "{}")
 
     for _, question in asked:
-        text = question.text.replace("an orange", "a orange")
+        text = question.text.replace(" an orange", " a orange")
         for place in CORNERS:
             text = text.replace(place, "{}") if question.task == "area" else text
         used[question.task].add(pattern(text))

@@ -36,6 +36,7 @@ CORNERS = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bott
 GAP = 1.5  # least distance of two things, in pixels
 _RADIUS = (5.5, 7.5)
 _DARK = ("red", "green", "blue", "purple")  # fills that carry white digits
+_OUTLINE = 0.75  # brightness; darker ones turn thin yellow things orange
 _TRIES = 120
 
 
@@ -69,7 +70,7 @@ class CrowdedScene(Patches):
         pen = ImageDraw.Draw(image)
         for thing in self.things:
             fill = _tinted(thing.colour, rng)
-            draw_shape(pen, thing, fill=fill, outline=tuple(int(v * 0.6) for v in fill))
+            draw_shape(pen, thing, fill=fill, outline=tuple(int(v * _OUTLINE) for v in fill))
         for sign in self.signs:
             ink = (255, 255, 255) if sign.colour in _DARK else (15, 15, 15)
             self.draw_sign(pen, sign, fill=_tinted(sign.colour, rng), ink=ink)
@@ -198,4 +199,4 @@ def _apart(one: Box, other: Box) -> bool:
 
 
 def _tinted(colour: str, rng: np.random.Generator) -> tuple[int, ...]:
-    return tuple(int(v) for v in np.clip(np.array(COLOURS[colour]) + rng.integers(-14, 15, 3), 0, 255))
+    return tuple(int(v) for v in np.clip(np.array(COLOURS[colour]) + rng.integers(-8, 9, 3), 0, 255))
