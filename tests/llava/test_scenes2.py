@@ -456,7 +456,7 @@ def test_the_evaluation_command_asks_about_crowded_scenes(tmp_path, monkeypatch,
     assert all(set(row["tasks"]) == set(TASKS) and {"weak", "strong"} <= set(row) for row in out["rows"])
 
 
-FLAGS = ["--split", "crowded", "--align-steps", "2", "--steps", "2", "--evidence-steps", "2", "--align-pictures", "2"]
+FLAGS = ["--split", "crowded", "--align-steps", "1", "--steps", "2", "--align-pictures", "2", "--until", "answer"]
 FLAGS += ["--pictures", "2", "--save-every", "1", "--no-compile", "--device", "cpu"]
 
 
@@ -464,10 +464,10 @@ def test_training_continues_to_the_same_bytes_and_folders_belong_to_a_run(tmp_pa
     """A stop in stage B; then other settings in the same folder are refused."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(["--out", str(whole), *FLAGS])
-    train(["--out", str(parts), *FLAGS, "--stop-after", "3"])
-    assert "stopped after 3 steps" in capsys.readouterr().out and not (parts / "checkpoint").exists()
+    train(["--out", str(parts), *FLAGS, "--stop-after", "2"])
+    assert "stopped after 2 steps" in capsys.readouterr().out and not (parts / "answer" / "checkpoint").exists()
     train(["--out", str(parts), *FLAGS])
-    files = [(folder / "checkpoint" / "model.safetensors").read_bytes() for folder in (whole, parts)]
+    files = [(folder / "answer" / "checkpoint" / "model.safetensors").read_bytes() for folder in (whole, parts)]
     assert files[0] == files[1]
     for more, name in (
         (["--no-grounding"], "ground_weight"),
@@ -478,7 +478,7 @@ def test_training_continues_to_the_same_bytes_and_folders_belong_to_a_run(tmp_pa
             train(["--out", str(parts), *FLAGS, *more])
         assert f"is a run with another {name}" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        train(["--out", str(tmp_path / "small"), "--start", str(whole / "checkpoint")])
+        train(["--out", str(tmp_path / "small"), "--start", str(whole / "answer" / "checkpoint")])
     assert "train with --split crowded" in capsys.readouterr().err
 
 

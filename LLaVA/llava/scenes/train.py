@@ -43,7 +43,7 @@ EARLY_SHARES = {"exist": 1.6, "shape": 1.3}
 _READING = {"exist": 1.6, "ocr": 2.0, "modeshape": 2.0, "modecolour": 2.0, "count": 4.0}
 LATE_SHARES = _READING | {"colour": 0.5, "shape": 0.8, "pattern": 0.3, "bgcolour": 0.3, "area": 1.3, "compare": 2.0}
 # Steps of the three stages by split, where the command names none.
-STEPS = {"easy": (700, 2700, 1000), "crowded": (900, 4000, 1400)}
+STEPS = {"easy": (700, 2700, 1000), "crowded": (600, 3000, 1000)}
 
 
 @dataclass(frozen=True)
