@@ -94,6 +94,19 @@ def test_scenes_score_as_their_own_evaluation(scenes, tmp_path, K):
         assert entry["pictures"][0]["width"] == 112
 
 
+def test_crowded_scenes_score_as_their_own_evaluation(scenes, tmp_path):
+    """Pictures and answers of the other split; the embedded checkpoint does not know all of its words."""
+    lm, asked = get_model("llava-v1.5-mob")(batch_size=16, device="cpu", mob=False), questions(3, "crowded")
+    _, inputs = next(batches(asked, len(asked)))
+    with torch.no_grad():
+        expected = right(lm.model, inputs, None)
+    results, samples = evaluate(lm, [smaller("mob_scenes_crowded", scenes, 3)], scenes, tmp_path)
+    found = samples["mob_scenes_crowded"]
+    assert [bool(sample["accuracy"]) for sample in found] == expected and 0 < sum(expected) < len(expected)
+    assert {sample["doc"]["kind"] for sample in found} == {one.question.task for one in asked}
+    assert {f"{one.question.task},none" for one in asked} <= set(results["mob_scenes_crowded"])
+
+
 def test_scenes_as_multiple_choice(scenes, tmp_path):
     lm = get_model("llava-v1.5-mob")(batch_size=8, device="cpu", K=44, log_retained_patches=True)
     results, samples = evaluate(lm, [smaller("mob_scenes_choice", scenes, 3)], scenes, tmp_path)

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from llava.scenes.generator import GRID, PATCH, SIZE
-from llava.scenes.questions import words
+from llava.scenes.splits import SPLITS, split_of_vocabulary
 
 PATH = Path(__file__).parent / "checkpoint"
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
@@ -39,9 +39,12 @@ _CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Word-level tokenizer: lower case, punctuation and digits apart, anything unseen becomes ``<unk>``."""
-    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *words()])}
+def build_tokenizer(split: str = "easy") -> PreTrainedTokenizerFast:
+    """Word-level tokenizer: lower case, punctuation and digits apart, anything unseen becomes ``<unk>``.
+
+    That of crowded scenes knows the words of easy ones under the same ids, and more.
+    """
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *SPLITS[split].words()])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -67,7 +70,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor() -> LlavaProcessor:
+def build_processor(split: str = "easy") -> LlavaProcessor:
     """Pictures of any size are resized and centre-cropped to 112 x 112, as CLIP does."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -77,7 +80,7 @@ def build_processor() -> LlavaProcessor:
     )
     return LlavaProcessor(
         image_processor=images,
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(split),
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -85,8 +88,13 @@ def build_processor() -> LlavaProcessor:
     )
 
 
-def build_config() -> LlavaConfig:
-    vocabulary = len(SPECIAL) + len(words())
+def split_of(model: LlavaForConditionalGeneration) -> str:
+    """The scenes that a model of ours knows all words of. ValueError for other models."""
+    return split_of_vocabulary(model.config.text_config.vocab_size - len(SPECIAL))
+
+
+def build_config(split: str = "easy") -> LlavaConfig:
+    vocabulary = len(SPECIAL) + len(SPLITS[split].words())
     vision = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=512,
@@ -120,10 +128,10 @@ def build_config() -> LlavaConfig:
     )
 
 
-def build(seed: int = 0) -> LlavaForConditionalGeneration:
+def build(seed: int = 0, split: str = "easy") -> LlavaForConditionalGeneration:
     """The untrained model, float32. Initialisation is what made so small a model learn; see ``_initialise``."""
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(build_config())
+    model = LlavaForConditionalGeneration(build_config(split))
     _initialise(model)
     return model
 
@@ -163,4 +171,4 @@ def save(model: LlavaForConditionalGeneration, folder: str | Path) -> None:
         bos_token_id=1, eos_token_id=2, pad_token_id=0, max_new_tokens=8, do_sample=False
     )
     half.save_pretrained(folder)
-    build_processor().save_pretrained(folder)
+    build_processor(split_of(model)).save_pretrained(folder)

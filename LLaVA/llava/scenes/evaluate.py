@@ -8,6 +8,9 @@ at the layer: what is still right then needs no picture any more.
 Rules before the decoder (``codebook``, which needs ``--codebook``, ``divprune``, ``early-random``) keep K tokens for
 every layer, the others for those from ``--layer`` on. ``codebook+mob`` and ``random+mob`` leave MoB twice K to choose
 from.
+
+``--split crowded`` asks about crowded scenes; words that a model was not trained with reach it as ``<unk>``. Weak
+questions rest on one thing, strong ones on many; ``prompt`` minus ``visual`` is printed for both.
 """
 
 from __future__ import annotations
@@ -28,10 +31,10 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
 from llava.provenance import provenance
-from llava.scenes.checkpoint import NUM_PATCHES, PATH, PROMPT, build_tokenizer
-from llava.scenes.generator import sample
+from llava.scenes.checkpoint import NUM_PATCHES, PATH, PROMPT, build_tokenizer, split_of
 from llava.scenes.packing import IGNORE, pixels
-from llava.scenes.questions import ASK, TASKS, Question
+from llava.scenes.questions import Question
+from llava.scenes.splits import SPLITS
 from mob import MoBConfig, Pruning
 from mob.budget import Budget
 from mob.codebook_file import check_model, read_codebook
@@ -54,29 +57,36 @@ class DropAll(MoBConfig):
 
 @dataclass(frozen=True)
 class Asked:
-    """One question with its scene's number."""
+    """One question with its scene's number in the split."""
 
     scene: int
     question: Question
+    split: str = "easy"
 
 
-def questions(n: int) -> list[Asked]:
-    """``n`` questions of each task about held-out scenes 0, 1, 2, ...: one of each task a scene."""
-    asked, counts, scene = [], dict.fromkeys(TASKS, 0), 0
+def questions(n: int, split: str = "easy") -> list[Asked]:
+    """``n`` questions of each task about held-out scenes 0, 1, 2, ... of a split: one of each task a scene."""
+    kind = SPLITS[split]
+    asked, counts, scene = [], dict.fromkeys(kind.tasks, 0), 0
     while min(counts.values()) < n and scene < _GIVE_UP * n:
-        drawn = sample(scene)
-        for task in TASKS:
-            question = ASK[task](drawn, np.random.default_rng([scene, 3, TASKS.index(task)]))
+        drawn = kind.scene(scene)
+        for number, task in enumerate(kind.tasks):
+            question = kind.ask[task](drawn, np.random.default_rng([scene, 3, number]))
             if question is not None and counts[task] < n:
-                asked.append(Asked(scene, question))
+                asked.append(Asked(scene, question, split))
                 counts[task] += 1
         scene += 1
     return asked
 
 
-def batches(asked: list[Asked], size: int) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-    """Model inputs with labels on the answers, padded on the left, and the places of their questions."""
-    tokenizer = build_tokenizer()
+def batches(
+    asked: list[Asked], size: int, vocabulary: str = "easy"
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Model inputs with labels on the answers, padded on the left, and the places of their questions.
+
+    ``vocabulary``: the split that the model was trained on, whose words it knows.
+    """
+    tokenizer = build_tokenizer(vocabulary)
     image = tokenizer.convert_tokens_to_ids("<image>")
     for start in range(0, len(asked), size):
         part = asked[start : start + size]
@@ -93,7 +103,7 @@ def batches(asked: list[Asked], size: int) -> Iterator[tuple[list[int], dict[str
             "input_ids": torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows]),
             "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
             "labels": torch.tensor([[IGNORE] * (width - len(row)) + row for row in labels]),
-            "pixel_values": torch.stack([pixels(sample(one.scene)) for one in part]),
+            "pixel_values": torch.stack([pixels(SPLITS[one.split].scene(one.scene)) for one in part]),
         }
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
         yield list(range(start, start + len(part))), inputs
@@ -146,37 +156,45 @@ def right(model, inputs: dict[str, torch.Tensor], settings: MoBConfig | None) ->
 
 
 class Scores:
-    """Right or wrong by scene and task, for each (method, K)."""
+    """Right or wrong by scene and task, for each (method, K). ``groups``: tasks by coupling, "weak" and "strong"."""
 
     def __init__(self, asked: list[Asked]):
-        self.asked = asked
+        self.asked, self.split = asked, asked[0].split
+        kind = SPLITS[self.split]
+        self.tasks, self.groups = kind.tasks, {"weak": kind.weak, "strong": kind.strong}
         self.scenes = 1 + max(one.scene for one in asked)
         self.tables: dict[tuple[str, int], np.ndarray] = {}
         draws = np.random.default_rng(0).multinomial(self.scenes, np.full(self.scenes, 1 / self.scenes), RESAMPLES)
         self.draws = draws.astype(np.float64)
 
     def add(self, row: tuple[str, int], correct: list[bool]) -> None:
-        table = np.full((self.scenes, len(TASKS)), np.nan)
+        table = np.full((self.scenes, len(self.tasks)), np.nan)
         for one, value in zip(self.asked, correct, strict=True):
-            table[one.scene, TASKS.index(one.question.task)] = value
+            table[one.scene, self.tasks.index(one.question.task)] = value
         self.tables[row] = table
 
     def task(self, row: tuple[str, int], task: str) -> tuple[int, int]:
         """(right, asked)."""
-        column = self.tables[row][:, TASKS.index(task)]
+        column = self.tables[row][:, self.tasks.index(task)]
         return int(np.nansum(column)), int((~np.isnan(column)).sum())
 
-    def macro(self, row: tuple[str, int]) -> tuple[float, float, float]:
-        """Mean over tasks in percent, with a 95 % interval."""
-        return _with_interval(np.nanmean(self.tables[row], 0).mean(), self._resampled(row))
+    def macro(self, row: tuple[str, int], group: str | None = None) -> tuple[float, float, float]:
+        """Mean over tasks, all or those of a group, in percent, with a 95 % interval."""
+        return _with_interval(np.nanmean(self._table(row, group), 0).mean(), self._resampled(row, group))
 
-    def difference(self, row: tuple[str, int], other: tuple[str, int]) -> tuple[float, float, float]:
+    def difference(
+        self, row: tuple[str, int], other: tuple[str, int], group: str | None = None
+    ) -> tuple[float, float, float]:
         """Macro of ``row`` minus that of ``other``, points, with a 95 % interval of the paired resamples."""
-        exact = np.nanmean(self.tables[row], 0).mean() - np.nanmean(self.tables[other], 0).mean()
-        return _with_interval(exact, self._resampled(row) - self._resampled(other))
+        exact = np.nanmean(self._table(row, group), 0).mean() - np.nanmean(self._table(other, group), 0).mean()
+        return _with_interval(exact, self._resampled(row, group) - self._resampled(other, group))
 
-    def _resampled(self, row: tuple[str, int]) -> np.ndarray:
-        table = self.tables[row]
+    def _table(self, row: tuple[str, int], group: str | None) -> np.ndarray:
+        tasks = self.tasks if group is None else self.groups[group]
+        return self.tables[row][:, [self.tasks.index(task) for task in tasks]]
+
+    def _resampled(self, row: tuple[str, int], group: str | None) -> np.ndarray:
+        table = self._table(row, group)
         asked = self.draws @ ~np.isnan(table)
         return (self.draws @ np.nan_to_num(table) / np.maximum(asked, 1)).mean(1)
 
@@ -197,15 +215,22 @@ def wilson(right_: int, asked: int) -> tuple[float, float]:
 
 
 def run(
-    model, methods: list[str], budgets: list[int], n: int, *, setup: Setup = DEFAULT_SETUP, batch: int = 50
+    model,
+    methods: list[str],
+    budgets: list[int],
+    n: int,
+    *,
+    setup: Setup = DEFAULT_SETUP,
+    batch: int = 50,
+    split: str = "easy",
 ) -> Scores:
     """Ask everything; vanilla and drop-all once, every other method at each budget."""
     rows = [(m, K) for m in methods if m not in (VANILLA, DROP_ALL) for K in budgets]
     rows = [(VANILLA, NUM_PATCHES)] * (VANILLA in methods) + rows + [(DROP_ALL, 0)] * (DROP_ALL in methods)
-    asked = questions(n)
+    asked = questions(n, split)
     scores, correct = Scores(asked), {row: [] for row in rows}
     with tqdm(total=len(rows) * len(asked), unit="question", file=sys.stderr, disable=None) as bar:
-        for number, (places, inputs) in enumerate(batches(asked, batch)):
+        for number, (places, inputs) in enumerate(batches(asked, batch, split_of(model))):
             for method, K in rows:
                 correct[method, K] += right(model, inputs, settings_for(method, K, number, setup))
                 bar.update(len(places))
@@ -215,13 +240,13 @@ def run(
 
 
 def table(scores: Scores) -> Table:
-    out = Table(title="held-out scenes, percent right [95 % interval]")
-    for name in ("method", "K", "macro", *TASKS):
+    out = Table(title=f"held-out {scores.split} scenes, percent right [95 % interval]")
+    for name in ("method", "K", "macro", *scores.tasks):
         out.add_column(name, justify="left" if name == "method" else "right")
     for row in scores.tables:
         value, low, high = scores.macro(row)
         cells = [row[0], str(row[1]), f"{value:.1f} [{low:.1f}, {high:.1f}]"]
-        for task in TASKS:
+        for task in scores.tasks:
             count, asked = scores.task(row, task)
             low, high = wilson(count, asked)
             cells.append(f"{100 * count / asked:.1f}\n[{low:.0f}, {high:.0f}]\n{count}/{asked}")
@@ -239,19 +264,45 @@ def differences(scores: Scores, of: str = "mob") -> list[dict]:
     return out
 
 
+def separation(scores: Scores) -> list[dict]:
+    """``prompt`` minus ``visual`` on weak and on strong questions, at each budget that has both."""
+    out = []
+    for method, K in scores.tables:
+        for group in scores.groups if method == "prompt" and ("visual", K) in scores.tables else ():
+            points, low, high = scores.difference(("prompt", K), ("visual", K), group)
+            out.append({"K": K, "coupling": group, "points": points, "low": low, "high": high})
+    return out
+
+
 def to_json(scores: Scores, args: argparse.Namespace) -> dict:
     rows = []
     for row in scores.tables:
         value, low, high = scores.macro(row)
-        tasks = {task: dict(zip(("right", "asked"), scores.task(row, task), strict=True)) for task in TASKS}
-        rows.append({"method": row[0], "K": row[1], "macro": value, "low": low, "high": high, "tasks": tasks})
-    setup = {"n": args.n, "layer": args.layer, "model": Path(args.model_path).name, "resamples": RESAMPLES}
+        tasks = {task: dict(zip(("right", "asked"), scores.task(row, task), strict=True)) for task in scores.tasks}
+        groups = {
+            group: dict(zip(("macro", "low", "high"), scores.macro(row, group), strict=True)) for group in scores.groups
+        }
+        rows.append({"method": row[0], "K": row[1], "macro": value, "low": low, "high": high, "tasks": tasks} | groups)
+    setup = {
+        "split": args.split,
+        "n": args.n,
+        "layer": args.layer,
+        "model": Path(args.model_path).name,
+        "resamples": RESAMPLES,
+    }
     more = {}
     if args.codebook:
         known = read_codebook(args.codebook).metadata
         setup |= {"positions": args.positions, "prototypes_sha256": known["prototypes_sha256"]}
         more = {f"{of}_minus": differences(scores, of) for of in ("codebook", "codebook+mob")}
-    return {"rows": rows, "mob_minus": differences(scores), **more, "setup": setup, **provenance(args.model_path)}
+    return {
+        "rows": rows,
+        "mob_minus": differences(scores),
+        "prompt_minus_visual": separation(scores),
+        **more,
+        "setup": setup,
+        **provenance(args.model_path),
+    }
 
 
 def main() -> None:
@@ -260,6 +311,7 @@ def main() -> None:
     default = [VANILLA, "mob", "visual", "prompt", "random", DROP_ALL]
     parser.add_argument("--methods", nargs="+", choices=choices, default=default, metavar="METHOD")
     parser.add_argument("--K", nargs="+", type=int, default=[65, 44, 22], help="visual tokens to keep of 196")
+    parser.add_argument("--split", choices=tuple(SPLITS), default="easy", help="scenes to ask about (easy)")
     parser.add_argument("--n", type=int, default=500, help="questions of each of the nine kinds")
     parser.add_argument("--layer", type=int, default=2)
     parser.add_argument("--codebook", help="codebook.safetensors, for the methods with codebook in their name")
@@ -277,17 +329,23 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = LlavaForConditionalGeneration.from_pretrained(args.model_path, dtype=torch.float32).to(device).eval()
     try:
+        split_of(model)
         if args.codebook:
             check_model(read_codebook(args.codebook), model, f"the codebook {args.codebook}")
     except ValueError as error:
         parser.error(str(error))
     setup = Setup(args.layer, args.codebook, args.positions)
-    scores = run(model, args.methods, args.K, args.n, setup=setup, batch=args.batch)
+    scores = run(model, args.methods, args.K, args.n, setup=setup, batch=args.batch, split=args.split)
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table(scores))
     for entry in differences(scores):
         console.print(
             f"K={entry['K']}: mob - {entry['than']} = {entry['points']:+.1f} points "
+            f"[{entry['low']:+.1f}, {entry['high']:+.1f}]"
+        )
+    for entry in separation(scores):
+        console.print(
+            f"K={entry['K']}, {entry['coupling']} questions: prompt - visual = {entry['points']:+.1f} points "
             f"[{entry['low']:+.1f}, {entry['high']:+.1f}]"
         )
     if args.json:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -15,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 SIZE = 112
 PATCH = 8
 GRID = SIZE // PATCH
-_SCALE = 2
+SCALE = 2
 
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 COLOURS = {
@@ -29,12 +31,8 @@ COLOURS = {
 BACKGROUNDS = {"grey": (150, 150, 150), "beige": (226, 206, 166), "pink": (240, 186, 200), "cyan": (165, 218, 224)}
 PATTERNS = ("plain", "stripes", "checks", "dots", "grid")
 
-# Owners of a patch: the index of an object, or one of these two.
+# Owners of a patch: the index of an object, BACKGROUND, or SIGN plus the index of a sign.
 BACKGROUND, SIGN = -1, 99
-
-_SIGN_HALF = (14.5, 10.5)
-_FONT_SIZE = 15
-_MIN_COVER = 0.2  # share of a patch that a thing must cover to own it
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,76 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Scene:
+class Sign:
+    """A rectangle with a two-digit number: its text, its fill's colour word (None is white), centre in pixels."""
+
+    number: str
+    colour: str | None
+    x: float
+    y: float
+
+
+class Patches:
+    """Which patches show what, for scenes with ``things`` and ``signs``."""
+
+    sign_half: ClassVar[tuple[float, float]] = (14.5, 10.5)
+    font_size: ClassVar[int] = 15
+    digit_offset: ClassVar[float] = 4.7  # of a digit's centre from the sign's
+    digit_reach: ClassVar[float] = 8.0  # rows this near to the sign's centre show digits
+    min_cover: ClassVar[float] = 0.2  # share of a patch that a thing must cover to own it
+
+    things: tuple[Thing, ...]
+    signs: tuple[Sign, ...]
+
+    def sign_box(self, sign: Sign) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom, in pixels of the canvas that is drawn on."""
+        w, h = self.sign_half
+        return ((sign.x - w) * SCALE, (sign.y - h) * SCALE, (sign.x + w) * SCALE, (sign.y + h) * SCALE)
+
+    def patch_cover(self) -> dict[int, np.ndarray]:
+        """Share of each patch that a thing covers, by owner (object index or SIGN and so on); float64 (196,)."""
+        canvas = Image.new("L", (SIZE * SCALE, SIZE * SCALE), 0)
+        pen = ImageDraw.Draw(canvas)
+        owners = list(range(len(self.things)))
+        for index, thing in enumerate(self.things):
+            draw_shape(pen, thing, fill=index + 1, outline=index + 1)
+        for index, sign in enumerate(self.signs):
+            owners.append(SIGN + index)
+            pen.rectangle(self.sign_box(sign), fill=SIGN + index + 1)
+        blocks = np.asarray(canvas).reshape(GRID, PATCH * SCALE, GRID, PATCH * SCALE)
+        blocks = blocks.transpose(0, 2, 1, 3).reshape(GRID * GRID, -1)
+        return {owner: (blocks == owner + 1).mean(1) for owner in owners}
+
+    def patch_owners(self) -> np.ndarray:
+        """Owner of each of the 196 patches in raster order: an object, a sign or BACKGROUND; int64 (196,)."""
+        owners = np.full(GRID * GRID, BACKGROUND, dtype=np.int64)
+        best = np.full(GRID * GRID, self.min_cover)
+        for owner, cover in self.patch_cover().items():
+            owners = np.where(cover >= best, owner, owners)
+            best = np.maximum(best, cover)
+        return owners
+
+    def patch_digits(self) -> np.ndarray:
+        """The digit (0..9) that a patch shows most of, or -1; int64 (196,). Left and right half of each sign."""
+        digits = np.full((GRID, GRID), -1, dtype=np.int64)
+        centres = (np.arange(GRID) + 0.5) * PATCH
+        for sign in self.signs:
+            rows = np.abs(centres - sign.y) < self.digit_reach
+            for side, digit in zip((-1, 1), sign.number, strict=True):
+                columns = np.abs(centres - (sign.x + side * self.digit_offset)) < self.digit_offset
+                digits[np.ix_(rows, columns)] = int(digit)
+        return digits.ravel()
+
+    def draw_sign(self, pen: ImageDraw.ImageDraw, sign: Sign, fill, ink) -> None:
+        pen.rectangle(self.sign_box(sign), fill=fill, outline=(60, 60, 60), width=2)
+        font = _font(self.font_size * SCALE)
+        for side, digit in zip((-1, 1), sign.number, strict=True):
+            centre = ((sign.x + side * self.digit_offset) * SCALE, sign.y * SCALE)
+            pen.text(centre, digit, fill=ink, font=font, anchor="mm")
+
+
+@dataclass(frozen=True)
+class Scene(Patches):
     """Everything that a picture shows. ``number`` is the text of the sign, or None; ``sign`` its centre in pixels."""
 
     seed: int
@@ -64,53 +131,25 @@ class Scene:
     def draw(self) -> Image.Image:
         """The picture, RGB, 112 x 112."""
         rng = np.random.default_rng([self.seed, 1])
-        image = _draw_background(self, rng)
+        image = draw_background(self.background, self.pattern, rng)
         pen = ImageDraw.Draw(image)
         for thing in self.things:
             tint = rng.integers(-14, 15, 3)
             fill = tuple(int(v) for v in np.clip(np.array(COLOURS[thing.colour]) + tint, 0, 255))
-            _draw_shape(pen, thing, fill=fill, outline=tuple(int(v * 0.6) for v in fill))
-        if self.sign is not None:
-            _draw_sign(pen, self.sign, self.number)
+            draw_shape(pen, thing, fill=fill, outline=tuple(int(v * 0.6) for v in fill))
+        for sign in self.signs:
+            self.draw_sign(pen, sign, fill=(252, 252, 252), ink=(15, 15, 15))
         image = image.resize((SIZE, SIZE), Image.Resampling.BOX)
         pixels = np.asarray(image, dtype=np.float32) + rng.normal(0, self.noise, (SIZE, SIZE, 3))
         return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
-    def patch_cover(self) -> dict[int, np.ndarray]:
-        """Share of each patch that a thing covers, by owner (object index or SIGN); float64 (196,) in raster order."""
-        canvas = Image.new("L", (SIZE * _SCALE, SIZE * _SCALE), 0)
-        pen = ImageDraw.Draw(canvas)
-        owners = list(range(len(self.things)))
-        for index, thing in enumerate(self.things):
-            _draw_shape(pen, thing, fill=index + 1, outline=index + 1)
-        if self.sign is not None:
-            owners.append(SIGN)
-            pen.rectangle(_sign_box(self.sign), fill=SIGN + 1)
-        blocks = np.asarray(canvas).reshape(GRID, PATCH * _SCALE, GRID, PATCH * _SCALE)
-        blocks = blocks.transpose(0, 2, 1, 3).reshape(GRID * GRID, -1)
-        return {owner: (blocks == owner + 1).mean(1) for owner in owners}
+    @property
+    def signs(self) -> tuple[Sign, ...]:
+        return () if self.sign is None else (Sign(self.number, None, *self.sign),)
 
-    def patch_owners(self) -> np.ndarray:
-        """Owner of each of the 196 patches in raster order: an object's index, SIGN or BACKGROUND; int64 (196,)."""
-        owners = np.full(GRID * GRID, BACKGROUND, dtype=np.int64)
-        best = np.full(GRID * GRID, _MIN_COVER)
-        for owner, cover in self.patch_cover().items():
-            owners = np.where(cover >= best, owner, owners)
-            best = np.maximum(best, cover)
-        return owners
-
-    def patch_digits(self) -> np.ndarray:
-        """The digit (0..9) that a patch shows most of, or -1; int64 (196,). Left and right half of the sign."""
-        digits = np.full((GRID, GRID), -1, dtype=np.int64)
-        if self.sign is None:
-            return digits.ravel()
-        centres = (np.arange(GRID) + 0.5) * PATCH
-        x, y = self.sign
-        rows = np.abs(centres - y) < 8.0
-        for sign, digit in zip((-1, 1), self.number, strict=True):
-            columns = np.abs(centres - (x + sign * 4.7)) < 4.7
-            digits[np.ix_(rows, columns)] = int(digit)
-        return digits.ravel()
+    def patch_backgrounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Words for the background's colour and pattern in each patch, whoever owns it; str (196,) each."""
+        return np.full(GRID * GRID, self.background), np.full(GRID * GRID, self.pattern)
 
 
 def sample(seed: int) -> Scene:
@@ -121,7 +160,7 @@ def sample(seed: int) -> Scene:
     sign, number = None, None
     taken: list[tuple[float, float, float, float]] = []
     if rng.random() < 0.75:
-        half_w, half_h = _SIGN_HALF
+        half_w, half_h = Scene.sign_half
         sign = (float(rng.uniform(half_w + 1, SIZE - half_w - 1)), float(rng.uniform(half_h + 1, SIZE - half_h - 1)))
         number = str(rng.integers(10, 100))
         taken.append((*sign, half_w, half_h))
@@ -154,9 +193,10 @@ def _free_place(rng: np.random.Generator, taken: list[tuple[float, float, float,
     return None
 
 
-def _draw_background(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    side = SIZE * _SCALE
-    base = np.array(BACKGROUNDS[scene.background], dtype=np.float32) + rng.uniform(-8, 9)
+def draw_background(background: str, pattern: str, rng: np.random.Generator) -> Image.Image:
+    """One colour and one pattern, on the canvas that is drawn on."""
+    side = SIZE * SCALE
+    base = np.array(BACKGROUNDS[background], dtype=np.float32) + rng.uniform(-8, 9)
     other = base + (-34 if base.mean() > 170 else 36)
     light, dark = (tuple(int(v) for v in np.clip(c, 0, 255)) for c in (base, other))
     image = Image.new("RGB", (side, side), light)
@@ -164,28 +204,28 @@ def _draw_background(scene: Scene, rng: np.random.Generator) -> Image.Image:
     pitch = int(rng.integers(14, 21))
     start = -int(rng.integers(0, pitch))
     steps = range(start, side + pitch, pitch)
-    if scene.pattern == "stripes":
+    if pattern == "stripes":
         for y in steps:
             pen.rectangle((0, y, side, y + pitch // 2 - 1), fill=dark)
-    elif scene.pattern == "checks":
+    elif pattern == "checks":
         for i, y in enumerate(steps):
             for j, x in enumerate(steps):
                 if (i + j) % 2:
                     pen.rectangle((x, y, x + pitch - 1, y + pitch - 1), fill=dark)
-    elif scene.pattern == "dots":
+    elif pattern == "dots":
         radius = pitch * 0.27
         for y in steps:
             for x in steps:
                 pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=dark)
-    elif scene.pattern == "grid":
+    elif pattern == "grid":
         for at in steps:
             pen.rectangle((at, 0, at + 2, side), fill=dark)
             pen.rectangle((0, at, side, at + 2), fill=dark)
     return image
 
 
-def _draw_shape(pen: ImageDraw.ImageDraw, thing: Thing, fill, outline) -> None:
-    x, y, r = thing.x * _SCALE, thing.y * _SCALE, thing.radius * _SCALE
+def draw_shape(pen: ImageDraw.ImageDraw, thing: Thing, fill, outline) -> None:
+    x, y, r = thing.x * SCALE, thing.y * SCALE, thing.radius * SCALE
     if thing.shape == "circle":
         r *= 0.92
         pen.ellipse((x - r, y - r, x + r, y + r), fill=fill, outline=outline, width=2)
@@ -214,16 +254,6 @@ def _corners(shape: str, x: float, y: float, r: float, angle: float) -> list[tup
     return [(x + r * (a * c - b * s), y + r * (a * s + b * c)) for a, b in unit]
 
 
-def _sign_box(sign: tuple[float, float]) -> tuple[float, float, float, float]:
-    (x, y), (w, h) = sign, _SIGN_HALF
-    return ((x - w) * _SCALE, (y - h) * _SCALE, (x + w) * _SCALE, (y + h) * _SCALE)
-
-
-_FONT = ImageFont.load_default(_FONT_SIZE * _SCALE)
-
-
-def _draw_sign(pen: ImageDraw.ImageDraw, sign: tuple[float, float], number: str) -> None:
-    pen.rectangle(_sign_box(sign), fill=(252, 252, 252), outline=(60, 60, 60), width=2)
-    for side, digit in zip((-1, 1), number, strict=True):
-        centre = ((sign[0] + side * 4.7) * _SCALE, sign[1] * _SCALE)
-        pen.text(centre, digit, fill=(15, 15, 15), font=_FONT, anchor="mm")
+@cache
+def _font(size: int):
+    return ImageFont.load_default(size)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from llava.scenes.checkpoint import NUM_PATCHES, build, build_config, build_tokenizer
-from llava.scenes.packing import GROUPS, IGNORE, PREFIX, QUESTIONS, attention_mask
-from llava.scenes.questions import TASKS
+from llava.scenes.checkpoint import NUM_PATCHES, SPECIAL, build, build_config, build_tokenizer, split_of
+from llava.scenes.packing import GROUPS, IGNORE, PREFIX, QUESTIONS, TASKS, attention_mask
+from llava.scenes.splits import SPLITS
 
 GROUP_WEIGHTS = {"kind": 1.0, "shape": 3.0, "pattern": 1.0, "colour": 1.0, "digit": 1.0}
 ALIGN_TEMPERATURE, GROUND_TEMPERATURE = 0.07, 0.1
@@ -26,9 +28,16 @@ class SceneLlava(LlavaForConditionalGeneration):
         self.centre = nn.Linear(config.text_config.hidden_size, 1)
 
 
-def untrained(seed: int = 0) -> SceneLlava:
-    """``llava.scenes.checkpoint.build`` with the head."""
-    stock = build(seed)
+def untrained(seed: int = 0, split: str = "easy", start: str | Path | None = None) -> SceneLlava:
+    """``llava.scenes.checkpoint.build`` with the head.
+
+    Args:
+        start: folder of a trained model of ours to take the weights from instead; words that it does not have keep
+            their fresh embeddings. ValueError where it knows words that ``split`` does not.
+    """
+    stock = build(seed, split)
+    if start is not None:
+        _take_over(stock, start)
     model = SceneLlava(stock.config)
     torch.manual_seed(seed)
     model.centre.reset_parameters()
@@ -36,9 +45,21 @@ def untrained(seed: int = 0) -> SceneLlava:
     return model
 
 
+@torch.no_grad()
+def _take_over(model: LlavaForConditionalGeneration, folder: str | Path) -> None:
+    trained = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    known, room = len(trained.get_input_embeddings().weight), len(model.get_input_embeddings().weight)
+    if SPLITS[split_of(model)].words()[: known - len(SPECIAL)] != SPLITS[split_of(trained)].words():
+        raise ValueError(f"{folder} knows {known} words, this run only {room}: train with --split {split_of(trained)}")
+    embeddings = model.get_input_embeddings().weight.clone()
+    embeddings[:known] = trained.get_input_embeddings().weight
+    tied = dict.fromkeys(("model.language_model.embed_tokens.weight", "lm_head.weight"), embeddings)
+    model.load_state_dict(trained.state_dict() | tied)
+
+
 def without_head(model: SceneLlava) -> LlavaForConditionalGeneration:
     """The stock model, with copies of the weights and a config that training has not written to."""
-    stock = LlavaForConditionalGeneration(build_config())
+    stock = LlavaForConditionalGeneration(build_config(split_of(model)))
     stock.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("centre.")})
     return stock
 
@@ -48,7 +69,7 @@ class SceneLosses(nn.Module):
 
     def __init__(self, model: SceneLlava):
         super().__init__()
-        self.model = model
+        self.model, self.tasks = model, TASKS[split_of(model)]
         tokenizer = build_tokenizer()
         for group, names in GROUPS.items():
             self.register_buffer(f"words_{group}", torch.tensor(tokenizer.convert_tokens_to_ids(list(names))))
@@ -106,7 +127,7 @@ class SceneLosses(nn.Module):
         wrong = (asked & (target != end) & (logits.argmax(-1) != target)).float()
         row = F.one_hot(batch["segment"].clamp_min(0), QUESTIONS).float()
         missed = (row * (wrong * (batch["segment"] >= 0))[..., None]).sum(1) > 0
-        tasks = F.one_hot(batch["task"].clamp_min(0), len(TASKS) + 1).float() * (batch["task"] >= 0)[..., None]
+        tasks = F.one_hot(batch["task"].clamp_min(0), len(self.tasks) + 1).float() * (batch["task"] >= 0)[..., None]
         total = tasks.sum((0, 1))
         return loss, torch.stack([total - (tasks * missed[..., None]).sum((0, 1)), total], -1)
 

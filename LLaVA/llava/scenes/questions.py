@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llava.scenes.generator import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, SIGN, Scene
+from llava.scenes.generator import BACKGROUND, BACKGROUNDS, COLOURS, PATTERNS, SHAPES, SIGN, Scene
 
 TASKS = ("exist", "colour", "shape", "ocr", "pattern", "bgcolour", "modeshape", "modecolour", "count")
 WEAK, STRONG = TASKS[:4], TASKS[4:8]
@@ -22,12 +22,20 @@ UNKNOWN_WORD = "<unk>"
 
 @dataclass(frozen=True)
 class Question:
-    """``refers``: owners (object indices or SIGN) whose patches hold the answer; empty where no few patches do."""
+    """``refers``: owners (object indices or SIGN) whose patches hold the answer; empty where no few patches do.
+
+    ``evidence``: in strong tasks, the owners (object indices or BACKGROUND) whose patches the answer rests on.
+    """
 
     task: str
     text: str
     answer: str
     refers: tuple[int, ...] = ()
+    evidence: tuple[int, ...] = ()
+
+    def answer_patches(self, owners: np.ndarray) -> np.ndarray:
+        """Which patches carry the answer, bool (196,), none for a no; ``owners`` from ``Scene.patch_owners``."""
+        return np.isin(owners, self.refers or self.evidence)
 
 
 WORDINGS = {
@@ -50,7 +58,7 @@ def _word(task: str, rng: np.random.Generator, plain: bool, subject: str = "") -
     return text.replace(" a orange", " an orange")
 
 
-def _pick(rng: np.random.Generator, values):
+def pick(rng: np.random.Generator, values):
     return values[int(rng.integers(len(values)))]
 
 
@@ -63,36 +71,36 @@ def exist(scene: Scene, rng: np.random.Generator, plain: bool = True) -> Questio
         return _exist_one_attribute(scene, rng)
     pairs = {(t.colour, t.shape) for t in scene.things}
     if rng.random() < 0.5:
-        colour, shape = _pick(rng, sorted(pairs))
+        colour, shape = pick(rng, sorted(pairs))
         refers = tuple(i for i, t in enumerate(scene.things) if (t.colour, t.shape) == (colour, shape))
         return Question("exist", _word("exist", rng, plain, f"{colour} {shape}"), "yes", refers)
     absent = [(c, s) for c in COLOURS for s in SHAPES if (c, s) not in pairs]
     colours, shapes = {c for c, _ in pairs}, {s for _, s in pairs}
     near = [(c, s) for c, s in absent if c in colours or s in shapes]
-    colour, shape = _pick(rng, near if rng.random() < 0.8 else absent)
+    colour, shape = pick(rng, near if rng.random() < 0.8 else absent)
     return Question("exist", _word("exist", rng, plain, f"{colour} {shape}"), "no")
 
 
 def _exist_one_attribute(scene: Scene, rng: np.random.Generator) -> Question:
-    kind, values = _pick(rng, (("colour", tuple(COLOURS)), ("shape", SHAPES)))
-    value = str(_pick(rng, values))
+    kind, values = pick(rng, (("colour", tuple(COLOURS)), ("shape", SHAPES)))
+    value = str(pick(rng, values))
     there = [getattr(t, kind) for t in scene.things]
     if rng.random() < 0.5:
-        value = _pick(rng, there)
+        value = pick(rng, there)
     refers = tuple(i for i, v in enumerate(there) if v == value)
     subject = f"{value} object" if kind == "colour" else value
     return Question("exist", _word("exist", rng, False, subject), "yes" if refers else "no", refers)
 
 
-def _unique(scene: Scene, rng: np.random.Generator, key: str) -> int | None:
+def unique_thing(scene: Scene, rng: np.random.Generator, key: str) -> int | None:
     """Index of an object whose ``key`` no other object shares, or None."""
     counts = Counter(getattr(t, key) for t in scene.things)
     single = [i for i, t in enumerate(scene.things) if counts[getattr(t, key)] == 1]
-    return _pick(rng, single) if single else None
+    return pick(rng, single) if single else None
 
 
 def colour(scene: Scene, rng: np.random.Generator, plain: bool = True) -> Question | None:
-    index = _unique(scene, rng, "shape")
+    index = unique_thing(scene, rng, "shape")
     if index is None:
         return None
     thing = scene.things[index]
@@ -100,7 +108,7 @@ def colour(scene: Scene, rng: np.random.Generator, plain: bool = True) -> Questi
 
 
 def shape(scene: Scene, rng: np.random.Generator, plain: bool = True) -> Question | None:
-    index = _unique(scene, rng, "colour")
+    index = unique_thing(scene, rng, "colour")
     if index is None:
         return None
     thing = scene.things[index]
@@ -114,19 +122,23 @@ def ocr(scene: Scene, rng: np.random.Generator, plain: bool = True) -> Question 
     return Question("ocr", _word("ocr", rng, plain), scene.number, (SIGN,))
 
 
+def _all_things(scene: Scene) -> tuple[int, ...]:
+    return tuple(range(len(scene.things)))
+
+
 def pattern(scene: Scene, rng: np.random.Generator, plain: bool = True) -> Question | None:
-    return Question("pattern", _word("pattern", rng, plain), scene.pattern)
+    return Question("pattern", _word("pattern", rng, plain), scene.pattern, evidence=(BACKGROUND,))
 
 
 def bgcolour(scene: Scene, rng: np.random.Generator, plain: bool = True) -> Question | None:
-    return Question("bgcolour", _word("bgcolour", rng, plain), scene.background)
+    return Question("bgcolour", _word("bgcolour", rng, plain), scene.background, evidence=(BACKGROUND,))
 
 
 def _mode(scene: Scene, rng: np.random.Generator, plain: bool, task: str, key: str) -> Question | None:
     counts = Counter(getattr(t, key) for t in scene.things).most_common(2)
     if len(counts) > 1 and counts[0][1] == counts[1][1]:
         return None
-    return Question(task, _word(task, rng, plain), counts[0][0])
+    return Question(task, _word(task, rng, plain), counts[0][0], evidence=_all_things(scene))
 
 
 def modeshape(scene: Scene, rng: np.random.Generator, plain: bool = True) -> Question | None:
@@ -138,7 +150,7 @@ def modecolour(scene: Scene, rng: np.random.Generator, plain: bool = True) -> Qu
 
 
 def count(scene: Scene, rng: np.random.Generator, plain: bool = True) -> Question | None:
-    return Question("count", _word("count", rng, plain), str(len(scene.things)))
+    return Question("count", _word("count", rng, plain), str(len(scene.things)), evidence=_all_things(scene))
 
 
 ASK: dict[str, Callable[..., Question | None]] = {
@@ -156,9 +168,9 @@ ASK: dict[str, Callable[..., Question | None]] = {
 
 def unknown(scene: Scene, rng: np.random.Generator) -> Question:
     """A question with a word that the tokenizer does not have: the right answer is "unknown", not a guess."""
-    task = _pick(rng, ("exist", "colour", "shape"))
+    task = pick(rng, ("exist", "colour", "shape"))
     values = tuple(COLOURS) if rng.random() < 0.5 else SHAPES
-    subject = UNKNOWN_WORD if task != "exist" or rng.random() < 0.5 else f"{_pick(rng, values)} {UNKNOWN_WORD}"
+    subject = UNKNOWN_WORD if task != "exist" or rng.random() < 0.5 else f"{pick(rng, values)} {UNKNOWN_WORD}"
     return Question("unknown", _word(task, rng, False, subject), "unknown")
 
 

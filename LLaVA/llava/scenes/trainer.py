@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from transformers import TrainerCallback
 
-from llava.scenes.checkpoint import build_processor
+from llava.scenes.checkpoint import build_processor, split_of
 from llava.scenes.losses import SceneLlava, SceneLosses
-from llava.scenes.questions import TASKS
 from llava.train.arguments import TrainingArguments
 from llava.train.build import Start
 from llava.train.llava_trainer import LLaVATrainer
@@ -26,6 +25,7 @@ class SceneTrainer(LLaVATrainer):
     Args:
         align_only: stage A, patches to words: vision tower, projector and word embeddings only.
         compiled: the losses go through ``torch.compile``.
+        ground_weight: of the loss that teaches question words to point at their patches; at zero it is only logged.
     """
 
     def __init__(
@@ -35,18 +35,20 @@ class SceneTrainer(LLaVATrainer):
         args: TrainingArguments,
         align_only: bool = False,
         compiled: bool = False,
+        ground_weight: float = GROUND_WEIGHT,
         **kwargs: Any,
     ) -> None:
         if args.world_size > 1:
             raise ValueError("the scenes are trained by one process: start it without torchrun")
-        processor = build_processor()
+        processor = build_processor(split_of(model))
         start = Start(processor.tokenizer, model, processor.image_processor, None, True, None, None)
         _choose(model, align_only)
         super().__init__(start, args=args, train_dataset=data, data_collator=default_collate, **kwargs)
         self.losses = SceneLosses(model).to(args.device)
         loss = self._align if align_only else self._answer
         self._loss = torch.compile(loss) if compiled else loss
-        self.averages = Averages()
+        self.averages = Averages((*self.losses.tasks, "unknown"))
+        self.ground_weight = ground_weight
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any) -> Any:
         """The weighted sum of a stage's losses; its parts are logged."""
@@ -61,7 +63,7 @@ class SceneTrainer(LLaVATrainer):
     def _answer(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         answer, align, ground, counts = self.losses(batch)
         parts = {"answer": answer.detach(), "align": align.detach(), "ground": ground.detach(), "counts": counts}
-        return answer + ALIGN_WEIGHT * align + GROUND_WEIGHT * ground, parts
+        return answer + ALIGN_WEIGHT * align + self.ground_weight * ground, parts
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the parts of the loss, and the percent right of each task, since the last time."""
@@ -115,7 +117,8 @@ def _choose(model: SceneLlava, align_only: bool) -> None:
 class Averages:
     """Means of the loss parts, and the accuracy of each task, since they were last taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
         self.parts: dict[str, Tensor] = {}
         self.steps = 0
 
@@ -130,8 +133,8 @@ class Averages:
         out = {name: round(float(value) / self.steps, 4) for name, value in self.parts.items()}
         if counts is not None:
             percent = 100 * counts[:, 0] / counts[:, 1].clamp_min(1)
-            out |= {task: round(float(one), 1) for task, one in zip((*TASKS, "unknown"), percent, strict=True)}
-        self.__init__()
+            out |= {task: round(float(one), 1) for task, one in zip(self.names, percent, strict=True)}
+        self.__init__(self.names)
         return out
 
 

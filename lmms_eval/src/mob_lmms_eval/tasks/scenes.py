@@ -9,7 +9,8 @@ from lmms_eval.api.task import ConfigurableTask
 from PIL import Image
 
 from llava.scenes.evaluate import questions
-from llava.scenes.generator import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, sample
+from llava.scenes.generator import BACKGROUNDS, COLOURS, PATTERNS, SHAPES
+from llava.scenes.splits import SPLITS
 
 CHOICES = {
     "exist": ("yes", "no"),
@@ -23,15 +24,16 @@ CHOICES = {
 
 
 class Scenes(ConfigurableTask):
-    """A task whose documents are made here. ``dataset_kwargs``: questions of each kind; ``closed``: only such with a
-    list of choices."""
+    """A task whose documents are made here. ``dataset_kwargs``: questions of each kind; ``split``: easy or crowded;
+    ``closed``: only such with a list of choices."""
 
     def __init__(self, config: dict[str, Any], **kwargs: Any) -> None:
         super().__init__(config={key: value for key, value in config.items() if key != "class"}, **kwargs)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
-        asked = questions((dataset_kwargs or {}).get("questions", 50))
-        closed = (dataset_kwargs or {}).get("closed", False)
+        wanted = dataset_kwargs or {}
+        split, closed = wanted.get("split", "easy"), wanted.get("closed", False)
+        asked = questions(wanted.get("questions", 50), split)
         rows = [
             {
                 "scene": one.scene,
@@ -45,12 +47,14 @@ class Scenes(ConfigurableTask):
         ]
         for row in rows:
             row["right"] = row["choices"].index(row["answer"]) if row["choices"] else -1
+            if split != "easy":  # logs of easy scenes have no such field
+                row["split"] = split
         self.dataset = DatasetDict({"test": Dataset.from_list(rows)})
         self.dataset_no_image = self.dataset
 
 
 def doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
-    return [sample(doc["scene"]).draw()]
+    return [SPLITS[doc.get("split", "easy")].scene(doc["scene"]).draw()]
 
 
 def doc_to_text(doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
