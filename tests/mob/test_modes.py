@@ -16,8 +16,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlavaForConditionalGeneration
 
 import mob
+from llava.scenes import evaluate
+from llava.scenes.checkpoint import PATH
+from llava.scenes.questions import WEAK
 from mob.config import MoBConfig
 from mob.coupling import OnlineSplit, split
 from mob.coupling.__main__ import etas, main
@@ -278,3 +282,23 @@ def test_the_command_prints_plainly_where_it_must(tmp_path):
     done = subprocess.run(command, capture_output=True, env=environment, timeout=120)
     assert done.returncode == 0 and b"tau 1." in done.stdout and not done.stderr
     assert done.stdout.isascii()
+
+
+def test_eta_of_the_embedded_checkpoint_tells_its_questions_apart(tmp_path, capsys):
+    """Of real records: questions about one object lie above the threshold, those about the whole picture below."""
+    model = LlavaForConditionalGeneration.from_pretrained(PATH, dtype=torch.float32).eval()
+    asked = evaluate.questions(8)
+    lines = []
+    with mob.prune(model, K=22) as pruning, torch.no_grad():
+        for _, inputs in evaluate.batches(asked, 36):
+            model(**inputs)
+    for one, kept in zip(asked, pruning.records, strict=True):
+        lines.append(json.dumps({"task": one.question.task, "retained_patches": kept.to_dict()}))
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    target = tmp_path / "tau.json"
+    assert main(["calibrate", str(tmp_path / "log.jsonl"), "--save", str(target), "--force"]) == 0
+    tau = json.loads(target.read_text())["tau"]
+    pairs = zip(asked, pruning.records, strict=True)
+    right = [(kept.eta > tau) == (one.question.task in WEAK) for one, kept in pairs]
+    assert sum(right) / len(right) > 0.75  # of eight scenes only, whose etas go together; of many scenes 0.94
+    assert f"{len(asked)} etas" in capsys.readouterr().out
