@@ -45,7 +45,7 @@ def ways(visual: Tensor, prompt: Tensor, K: int) -> dict[str, Callable[[], Tenso
         return covering.select(visual, prompt, sizes.K, sizes.K_p, sizes.k).indices
 
     def plain(rows: Callable) -> Callable[[], Tensor]:
-        def sample(units: Tensor, taken: Tensor, distance: Tensor, K: int, steps: int) -> Tensor:
+        def sample(units: Tensor, taken: Tensor, distance: Tensor, K: int, steps: int, stop: None = None) -> Tensor:
             return loop(taken, distance, K, steps, rows(units))
 
         def call() -> Tensor:
