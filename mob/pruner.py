@@ -22,19 +22,18 @@ from mob.budget import keep_count
 from mob.codebook_file import vetted
 from mob.config import MoBConfig
 from mob.coupling import OnlineSplit
-from mob.covering import Ragged
 from mob.early import ENCODED, EarlyStage, Generate, Shorter, brings_pictures, is_short, joined, shorten
 from mob.layout import ENCODERS, declared
-from mob.methods import Rule, needs_of
-from mob.methods.base import Adapted, Depth, Recycled
+from mob.methods import Rule
+from mob.methods.base import Depth
 from mob.methods.mob import AUTO
 from mob.noting import Noting
 from mob.plan import Plan
 from mob.record import RetainedPatches
-from mob.recorder import Clock, Recorder
+from mob.recorder import Recorder
 from mob.spans import Spans, find_kinds, find_real, find_spans
-from mob.stages import Stage, by_budget, schedule, stages_of, view_of
-from mob.tensors import on_device, places_of
+from mob.stages import Stage, schedule, stages_of
+from mob.within import Choice, arrive, by_sample, choose
 
 PLAN, ANSWER = "mob_plan", "mob_answer"
 
@@ -260,13 +259,13 @@ class Pruning:
         hidden = args[0] if args else kwargs["hidden_states"]
         cut = plan.at(stage.layer)  # there when the layer runs again
         if cut is None:
-            keep, into, ragged = self._choose(plan, stage, _noted(args, kwargs))
+            choice = self._choose(plan, stage, _noted(args, kwargs))
             real, seen = plan.spans.real_counts, plan.spans.visual_counts
-            if ragged:  # only the device knows how many stay: the one wait that such rules cost
-                counts = keep.sum(1).tolist()
+            if choice.ragged:  # only the device knows how many stay: the one wait that such rules cost
+                counts = choice.keep.sum(1).tolist()
             else:
                 counts = [r - n + b.K for r, n, b in zip(real, seen, stage.budgets, strict=True)]
-            cut = plan.drop(stage.layer, keep, counts, into)
+            cut = plan.drop(stage.layer, choice.keep, counts, choice.into)
             if stage.layer > 1:  # what entered layer 0 stays: later stages may ask too
                 plan.notes.pop(stage.layer - 1, None)
             if kwargs.get("past_key_values") is not None:
@@ -275,86 +274,22 @@ class Pruning:
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     @torch.no_grad()
-    def _choose(self, plan: Plan, stage: Stage, arriving: probe.Noted) -> tuple[Tensor, Tensor | None, bool]:
-        """bool (B, S): what stays; what is merged into it (see ``Cut``); whether fewer may stay than the budgets say.
-        The rule is asked once per group of pictures with equal budgets."""
-        hidden, into, ragged = arriving.hidden, None, False
-        # A dispatched model may hold this layer on another device than the input.
-        visual, real, prompts = (
-            plan.seen(mask, stage.layer).to(hidden.device)
-            for mask in (plan.spans.visual, plan.spans.real, plan.spans.prompt)
-        )
-        places = places_of(visual, max(budget.N for budget in stage.budgets))
-        keep, centres = real & ~visual, torch.zeros_like(visual)
-        counts = plan.spans.prompt_counts
-        source = self._source(plan, stage, arriving, visual, prompts)
-        with self._recorder.timed(hidden.device, self.record) as clock:
-            for budget, members in by_budget(stage.parts).items():
-                rows, starts = on_device(members, hidden.device).T[..., None]
-                at = places[rows, starts + torch.arange(budget.N, device=hidden.device)]
-                if not budget.identity:
-                    samples = [sample for sample, _ in members]
-                    view = view_of(hidden, at, prompts, counts, samples, stage.metric)
-                    if source is not None:
-                        view = replace(view, probe=probe.probes(source, samples, at, counts))
-                    selection = stage.rule.select(view, budget)
-                    if isinstance(selection, Recycled):
-                        into = torch.full(visual.shape, -1, device=hidden.device) if into is None else into
-                        into[rows, at] = at.gather(1, selection.into.clamp_min(0)).masked_fill(selection.into < 0, -1)
-                    self._adapt(selection, members)
-                    at = at.gather(1, selection.indices)
-                    centres[rows, at] = selection.prompt_center
-                    if (stays := getattr(selection, "real", None)) is not None:
-                        keep[rows, at], ragged = stays, True
-                        continue
-                keep[rows, at] = True
-        if ragged and stage is not plan.stages[-1]:
+    def _choose(self, plan: Plan, stage: Stage, noted: probe.Noted) -> Choice:
+        """Ask a stage's rule, and hand on what it has measured: to the running threshold, and to the records."""
+        there = arrive(self._anatomy, plan, stage, noted)
+        with self._recorder.timed(there.hidden.device, self.record) as clock:
+            choice = choose(stage, there)
+        if choice.ragged and stage is not plan.stages[-1]:
             raise ValueError(f"rule {stage.rule.name!r} may keep fewer tokens than its budget in its last stage only")
+        for pictures, asked in choice.asked:
+            if self._running is not None and "eta" in asked:
+                self._running.add(asked["eta"])
+            if self.record:
+                self._recorder.ask(pictures, asked)
         if self.record:
-            self._note(plan, stage, hidden, prompts, places, (keep, centres), clock)
-        return keep, into, ragged
-
-    def _adapt(self, selection: Any, members: list[tuple[int, int]]) -> None:
-        """Hand on what a rule has measured of some pictures: to the running threshold, and to the records."""
-        if not isinstance(selection, Adapted):
-            return
-        if self._running is not None and "eta" in selection.asked:
-            self._running.add(selection.asked["eta"])
-        if self.record:
-            self._recorder.ask(members, selection.asked)
-
-    def _source(
-        self, plan: Plan, stage: Stage, arriving: probe.Noted, visual: Tensor, prompt: Tensor
-    ) -> probe.Source | None:
-        """What the probes of a stage read; None where its rule asks for nothing."""
-        if not needs_of(stage.rule):
-            return None
-        # As if nothing left here: the layer's own mask and positions for all that arrives.
-        kwargs = plan.shorten(stage.layer, arriving.kwargs, self._anatomy.flash)
-        here = probe.Noted(arriving.hidden, kwargs)
-        before, bottom = plan.notes.get(stage.layer - 1), plan.notes.get(0)
-        return probe.Source(self._anatomy, stage.layer, before, here, bottom, plan.spans, visual, prompt)
-
-    def _note(
-        self,
-        plan: Plan,
-        stage: Stage,
-        hidden: Tensor,
-        prompts: Tensor,
-        places: Tensor,
-        chosen: tuple[Tensor, Tensor],
-        clock: Clock,
-    ) -> None:
-        """Record what a stage kept of each sample, its pictures taken together."""
-        for budget in dict.fromkeys(b for b in stage.budgets if not b.identity):
-            members = [i for i, b in enumerate(stage.budgets) if b == budget]
-            rows = on_device(members, hidden.device)
-            at = places[rows, : budget.N]
-            keep, centres = (mask[rows].gather(1, at) for mask in chosen)
-            indices = places_of(keep, budget.K)
-            selection = Ragged(indices, centres.gather(1, indices), keep.gather(1, indices))
-            view = view_of(hidden, at, prompts, plan.spans.prompt_counts, members, stage.metric)
-            self._recorder.note(members, view, selection, clock)
+            for members, view, selection in by_sample(stage, there, choice):
+                self._recorder.note(members, view, selection, clock)
+        return choice
 
     def _end(self, base: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """Bring what the base model returns back to the length of its input."""

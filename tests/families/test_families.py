@@ -11,10 +11,10 @@ import inspect
 
 import pytest
 import torch
-import transformers
 
 import mob
 import zoo
+from every_family import every
 from mob.anatomy import dissect
 from reference import SlowDecoder
 from zoo import FAMILIES
@@ -24,20 +24,6 @@ ENCODES_FIRST = "mm_encoder_outputs"  # transformers 5.17 has no such keyword, a
 
 ours = [family for family in FAMILIES.values() if family.ours]
 families = pytest.mark.parametrize("family", ours, ids=[family.name for family in ours])
-every = pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(
-            family,
-            marks=pytest.mark.skipif(
-                bool(family.needs) and not hasattr(transformers, family.needs),
-                reason=f"transformers {transformers.__version__} has no {family.needs}",
-            ),
-        )
-        for family in FAMILIES.values()
-    ],
-    ids=FAMILIES,
-)
 qwens = [family for family in ours if family.name.startswith("qwen")]
 tiled = [family for family in ours if family.picture is zoo.tiled_picture]
 

@@ -6,28 +6,12 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-import transformers
 
 import mob
 import zoo
+from every_family import every
 from mob.covering import Selection
 from mob.stages import Stage
-from zoo import FAMILIES
-
-every = pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(
-            family,
-            marks=pytest.mark.skipif(
-                bool(family.needs) and not hasattr(transformers, family.needs),
-                reason=f"transformers {transformers.__version__} has no {family.needs}",
-            ),
-        )
-        for family in FAMILIES.values()
-    ],
-    ids=FAMILIES,
-)
 
 
 @dataclass

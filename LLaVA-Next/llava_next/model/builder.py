@@ -19,7 +19,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 
 from llava.model import builder as llava_builder
 from llava.model.builder import _options, best_device, default_dtype
-from llava.model.formats import is_original, load_stock_tokenizer, local_folder, read_config
+from llava.model.formats import is_original, load_stock_tokenizer, local_folder, quiet, read_config
 from llava_next.model.formats import check_weights, load_original, original_family
 from llava_next.model.language_model.llava_next_video import LlavaNextVideoForConditionalGeneration
 from llava_next.model.language_model.llava_onevision import LlavaOnevisionForConditionalGeneration
@@ -42,6 +42,7 @@ LLAVA = "llava"  # LLaVA-1.5 and 1.6, which package llava loads
 _DTYPE, _CONTEXT = "float16", 2048
 
 
+@quiet()
 def load_pretrained_model(
     model_path: str,
     model_base: str | None,

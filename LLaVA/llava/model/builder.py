@@ -21,6 +21,7 @@ from llava.model.formats import (
     load_original,
     load_stock_tokenizer,
     local_folder,
+    quiet,
     read_config,
 )
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 _CONTEXT = 2048
 
 
+@quiet()
 def load_pretrained_model(
     model_path: str,
     model_base: str | None,

@@ -7,7 +7,8 @@ its weights have other names, and the vision tower is usually not in it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from transformers import (
     LlavaNextConfig,
     MistralConfig,
 )
+from transformers.utils import logging as transformers_logging
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -194,6 +196,18 @@ def stored_names(path: Path) -> list[str]:
         for file in sorted(path.glob("pytorch_model*.bin")):
             names += torch.load(file, map_location="meta", weights_only=True)
     return names
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers lists as missing what a loader fills in next, such as the vision tower of LLaVA-1.5; loaders check
+    the weights themselves."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def from_original(path: Path, config: LlavaConfig | LlavaNextConfig, **kwargs: Any) -> tuple[Any, dict[str, Any]]:

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import TextStreamer
-from transformers.utils import logging as transformers_logging
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_mode_for, conv_templates
 from llava.eval.model import decode, generation_options
 from llava.eval.prompts import encode, place_images
-from llava.eval.run_llava import Asker, bounded, image_parser, positive, say
+from llava.eval.run_llava import Asker, bounded, exit_code, image_parser, positive, say
 from llava.mm_utils import load_images, process_images
 from mob.flags import add_mob_flags
 
@@ -137,15 +136,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        talk(args)
-    except ValueError as error:
-        say(f"error: {error}")
-        return 2
-    return 0
+    return exit_code(talk, parse(argv))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from torch import nn
 from transformers import BitsAndBytesConfig, CLIPVisionConfig
 from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
-from transformers.utils import logging as transformers_logging
 
 from llava.mm_utils import get_model_name_from_path
 from llava.model.adapters import LORA, PROJECTOR, overwrite, read_parts
@@ -32,6 +31,7 @@ from llava.model.formats import (
     load_image_processor,
     load_tokenizer,
     local_folder,
+    quiet,
     read_config,
     tower_folder,
     translate_config,
@@ -82,7 +82,7 @@ def prepare(model_args: ModelArguments, data_args: DataArguments, args: Training
     raw = read_config(path)
     adapter = (path / LORA).exists() or (path / PROJECTOR).exists()
     options = _options(args, model_args)
-    with _whole_weights(args), _quiet():
+    with _whole_weights(args), quiet():
         if "vision_config" in raw or adapter or model_args.model_base:
             start = _ready(path, model_args, data_args, options)
         else:
@@ -121,17 +121,6 @@ def _whole_weights(args: TrainingArguments) -> Iterator[None]:
         yield
     finally:
         hf_deepspeed.set_hf_deepspeed_config(config)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers lists what a language model has not, the tower and projector that we add; we check ourselves."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
 
 
 def _options(args: TrainingArguments, model_args: ModelArguments) -> dict[str, Any]:

@@ -9,8 +9,7 @@ import json
 import os
 import sys
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,9 +19,8 @@ from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 from torch import Tensor
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
-from llava.model.formats import local_folder
+from llava.model.formats import local_folder, quiet
 from mob import MoBConfig, Pruning
 from mob.audit.writing import layers_of, save_picture
 from mob.methods import parse
@@ -87,7 +85,7 @@ class MoBModel(lmms):
             options, mob = arguments.read(model_args, self.OPTIONS)
             self._replays = logs.replays(options["replay"]) if "replay" in options else None
             self._log, self._album = options.get("log_retained_patches", False), options.get("save_pictures")
-            with _quiet():
+            with quiet():
                 self.load(options, device or best_place())
             self.model.generation_config.max_length = None  # max_new_tokens is always said; both together warn
             self._device = next(self.model.parameters()).device
@@ -282,17 +280,6 @@ class MoBModel(lmms):
 def best_place() -> str:
     """The GPU of this process, or whatever else there is."""
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cuda"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers lists as missing what a loader fills in next, such as the vision tower of LLaVA-1.5."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
 
 
 def checkpoint(name: str) -> str:
