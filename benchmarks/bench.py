@@ -42,6 +42,7 @@ def flags() -> argparse.ArgumentParser:
     add("--batch", type=int, default=1)
     add("--K", type=count_or_share, nargs="+", help="visual tokens to keep, or shares; several are measured in turns")
     add("--layer", type=int, default=2)
+    add("--layers", type=int, help="of the decoder, instead of all, for machines that cannot hold a 7B shape")
     add("--methods", nargs="+", default=["mob"], help=f"rules: {', '.join(sorted(METHODS))}")
     add("--text", type=int, default=64, help="text tokens of the prompt")
     add("--pictures", type=int, default=1, help="pictures (or videos) of each sample")
@@ -72,15 +73,21 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--device {args.device}: this torch sees no GPU, use --device cpu")
     if args.process_time and device.type != "cpu":
         raise ValueError("--process-time counts CPU seconds only: leave it out on accelerators")
+    if args.layers is not None and (args.model_path or args.shape == "scenes" or args.layers <= args.layer):
+        raise ValueError("--layers is for random weights, and more than --layer")
     if args.repeats < 1 or args.new_tokens < 2:
         raise ValueError("use --repeats 1 and --new-tokens 2 at least")
     if unknown := [name for name in args.methods if name not in METHODS]:
         raise ValueError(f"--methods {unknown[0]}: one rule each, of {', '.join(sorted(METHODS))}")
     no_model = args.selection or args.growth or args.agreement
-    if SHAPES[args.shape].big and device.type != "cuda" and not (no_model or args.yes or args.model_path):
+    if (
+        SHAPES[args.shape].big
+        and device.type != "cuda"
+        and not (no_model or args.yes or args.model_path or args.layers)
+    ):
         raise ValueError(
             f"--shape {args.shape} has 7 billion weights: on a CPU that is 14 to 28 GB and minutes for every run. Use "
-            "--device cuda, or --shape mid, or --yes to run it all the same"
+            "--device cuda, or --shape mid, or a part of it by --layers 8, or --yes to run it all the same"
         )
 
 
@@ -92,7 +99,7 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
 def benches(args: argparse.Namespace, watch: Watch):
     """The batches that a run measures, one after the other, on one model."""
     dtype = DTYPES[args.dtype]
-    model = build(args.shape, args.model_path, watch.device, dtype, args.attn)
+    model = build(args.shape, args.model_path, watch.device, dtype, args.attn, args.layers)
     for batch in BATCHES if args.sweep == "batch" else (args.batch,):
         for pictures in PICTURES if args.sweep == "N" else (args.pictures,):
             inputs = sample(model.config, batch=batch, pictures=pictures, text=args.text, dtype=dtype)

@@ -133,11 +133,11 @@ class Bench:
     def run(self, setting: Setting | None, runs: Runs) -> None:
         """Every stage once, recording off; then the selection, from the record of one more pass."""
         with setting.active(self.model) if setting else nullcontext():
-            runs.times["prefill"].append(self.watch.milliseconds(self.prefill))
+            took = runs.times["prefill"]
+            runs.peak.append(self.watch.peak(lambda: took.append(self.watch.milliseconds(self.prefill))))
             first, later = self.tokens()
             runs.times["first_token"].append(first)
             runs.times["per_token"].append(later)
-            runs.peak.append(self.watch.peak(lambda: self.generate(self.new_tokens)) if self._counts_peak() else None)
         if setting:
             with setting.active(self.model, record=True) as pruning, self._same_clock():
                 self.prefill()
@@ -147,9 +147,6 @@ class Bench:
         """Records count seconds on the wall; with --process-time let them count those of the process."""
         process = SimpleNamespace(perf_counter=time.process_time)
         return mock.patch("mob.recorder.time", process) if self.watch.process else nullcontext()
-
-    def _counts_peak(self) -> bool:
-        return self.watch.device.type == "cuda"
 
     def predicted(self, setting: Setting | None) -> Cost:
         """``mob.cost`` of one row; a rule before the decoder is a decoder that never saw the rest."""

@@ -91,17 +91,19 @@ def _in_turns(
 
 
 def growth(watch: Watch, repeats: int, axes: dict[str, list] = GROWTH, width: int = WIDTH) -> list[dict]:
-    """Time and, on CUDA, memory beyond the inputs along one axis at a time, with exponents."""
+    """Time, and memory beyond what was held before, along one axis at a time, with exponents."""
     out = []
     for axis, sizes in axes.items():
         points = []
         for N, L, K in sizes:
             visual, prompt = tokens(N, L, width, False, watch.device)
             call = ways(visual, prompt, K)["mob"]
-            before = torch.cuda.memory_allocated(watch.device) if watch.device.type == "cuda" else 0
+            call()
+            before = watch.held()
             peak = watch.peak(call)
             milliseconds = summary(watch.milliseconds(call) for _ in range(repeats))
-            point = {"N": N, "L": L, "K": K, "ms": milliseconds, "peak_bytes": peak and peak - before}
+            beyond = None if peak is None else max(peak - before, 1)
+            point = {"N": N, "L": L, "K": K, "ms": milliseconds, "peak_bytes": beyond}
             points.append(point)
         out.append({"axis": axis, "points": points, **exponents(axis, points)})
     return out

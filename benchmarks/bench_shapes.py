@@ -121,8 +121,16 @@ SHAPES = {
 }
 
 
-def build(shape: str, path: str | None, device: torch.device, dtype: torch.dtype, attention: str) -> nn.Module:
+def build(
+    shape: str,
+    path: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str,
+    layers: int | None = None,
+) -> nn.Module:
     """The model, ready to run. Random weights are made on the device: 7B of them never fill this machine's memory.
+    ``layers``: so many of the decoder's, where they are random.
 
     Raises:
         ValueError: the folder at ``path`` cannot be loaded.
@@ -132,6 +140,10 @@ def build(shape: str, path: str | None, device: torch.device, dtype: torch.dtype
     torch.manual_seed(0)
     if path is None:
         config = SHAPES[shape].config()
+        if layers is not None:
+            text = config.get_text_config()
+            text.num_hidden_layers = layers
+            text.layer_types = getattr(text, "layer_types", None) and text.layer_types[:layers]
         with device:  # not "meta": buffers such as rotary frequencies are computed when a model is made
             model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
     else:

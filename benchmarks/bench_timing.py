@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,26 @@ class Watch:
         del result  # after the clock: freeing a cache is not part of making it
         return (stop - start) * 1000
 
+    def held(self) -> int | None:
+        """Bytes in use now: allocated on CUDA, resident in this process on Linux; None elsewhere."""
+        return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else _resident("VmRSS")
+
     def peak(self, call: Callable[[], Any]) -> int | None:
-        """Bytes that were allocated at most during the call, weights included; None where nobody counts them."""
-        if self.device.type != "cuda":
-            call()
-            return None
-        torch.cuda.reset_peak_memory_stats(self.device)
+        """Bytes that were in use at most during the call, weights included; None where nobody counts them."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif _CLEAR.exists():
+            _CLEAR.write_text("5")  # the high-water mark begins anew
         call()
-        return torch.cuda.max_memory_allocated(self.device)
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _resident("VmHWM")
+
+
+def _resident(field: str) -> int | None:
+    """A line of Linux's /proc/self/status, in bytes."""
+    if not _CLEAR.exists():
+        return None
+    (kilobytes,) = re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(kilobytes)
 
 
 def summary(values: Iterable[float | None]) -> dict[str, float] | None:

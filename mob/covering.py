@@ -125,19 +125,27 @@ def prompt_centers(
         similarity = similarity.masked_fill(~visual_mask[:, None], NEVER)
     if prompt_mask is not None:
         similarity = similarity.masked_fill(~prompt_mask[..., None], NEVER)
-    best, proposed = similarity.sort(dim=-1, descending=True, stable=True)
-    if isinstance(k, Tensor):
-        best = best.masked_fill(_beyond(k, best)[:, None], NEVER)
-    else:
-        best, proposed = best[..., :k], proposed[..., :k]
-    scores = torch.full_like(similarity[:, 0], NEVER)
-    scores = scores.scatter_reduce(1, proposed.flatten(1), best.flatten(1), "amax")
+    scores = similarity.masked_fill(~_most_similar(similarity, k), NEVER).amax(1)
     ranked, order = scores.sort(dim=-1, descending=True, stable=True)
     if isinstance(K_p, Tensor):
         ranked = ranked.masked_fill(_beyond(K_p, ranked), NEVER)
     else:
         ranked, order = ranked[:, :K_p], order[:, :K_p]
     return chosen.scatter(1, order, ranked > NEVER)
+
+
+def _most_similar(similarity: Tensor, k: int | Tensor) -> Tensor:
+    """bool (B, L, N): the k largest of each row, the first of equal ones. No full sort, which would cost more than the
+    product that made the similarities."""
+    if isinstance(k, Tensor):
+        k = k.clamp_max(similarity.shape[-1])[:, None, None]
+        ranked = similarity.sort(dim=-1, descending=True).values
+        least = ranked.gather(-1, (k - 1).expand(*ranked.shape[:2], 1))
+    else:
+        k = min(k, similarity.shape[-1])
+        least = similarity.topk(k, dim=-1).values[..., -1:]
+    more, equal = similarity > least, similarity == least
+    return more | (equal & (equal.cumsum(-1, dtype=torch.int32) <= k - more.sum(-1, keepdim=True)))
 
 
 def _beyond(count: Tensor, ranked: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 Four ways to the same indices. ``loop`` takes one token after the other in all rows of a batch, with rows of the Gram
 matrix or with products made on demand. ``mob.farthest_triton`` does the first of these in one launch on a GPU.
-``lazily`` is for CPUs, where products of long rows are what costs: it makes them only for tokens that could be the
-farthest.
+``in_blocks`` is for CPUs, where products of long rows are what costs: it makes them only for tokens that could be the
+farthest, and many at once.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import warnings
 from collections.abc import Callable
 from types import ModuleType
 
+import numpy
 import torch
 from torch import Tensor
 
 GRID = 2.0**20
 NEVER = float("-inf")
-_CANDIDATES = 12  # tokens that are brought up to date together
+_PATIENCE = 2.0  # products of blocks, as a multiple of those of whole rows, which are about five times as dear
+_BLOCK = 64  # tokens that are brought up to date together
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
@@ -42,21 +44,23 @@ def sample(units: Tensor, taken: Tensor, distance: Tensor, K: int, steps: int, s
     """
     if units.device.type != "cpu":
         return on_accelerator(units, taken, distance, K, steps, stop)
-    gram, demand, lazy = costs(*units.shape, steps)
-    if lazy < min(gram, demand):
-        return lazily(units, taken, distance, K, stop)
+    gram, demand, blocks = costs(*units.shape, steps)
+    if blocks < min(gram, demand):
+        return in_blocks(units, taken, distance, K, stop)
     return loop(taken, distance, K, steps, gram_rows(units) if gram < demand else demanded_rows(units), stop)
 
 
 def costs(batch: int, size: int, width: int, steps: int) -> tuple[float, float, float]:
-    """Estimated seconds on one CPU thread with the Gram matrix, with rows on demand, and lazily.
+    """Estimated seconds on a CPU with the Gram matrix, with rows on demand, and in blocks.
 
-    Fitted to measurements at N = 576 to 11664 and d = 1024 and 4096 on a machine without AVX-512; only ratios matter.
+    Fitted to measurements on a machine without AVX-512; only ratios matter. Only small batches of small pictures, whose
+    steps are taken together, are left to the first two.
     """
-    gram = batch * size**2 * width / 3.6e10 + steps * 2e-5
+    rate = 3.6e10 * torch.get_num_threads()
+    gram = batch * size**2 * width / rate + steps * (3e-5 + batch * size * 1e-9)
     demand = steps * (batch * size * width * 1.6e-10 + 3e-5)
-    lazy = batch * steps * (2.5e-4 + _CANDIDATES * steps / 2 * width / 2e10)
-    return gram, demand, lazy
+    blocks = batch * (3e-4 + steps * (6e-5 + size * width / rate))
+    return gram, demand, blocks
 
 
 def on_accelerator(
@@ -152,11 +156,14 @@ def loop(
     return taken
 
 
-def lazily(units: Tensor, taken: Tensor, distance: Tensor, K: int, stop: float | None = None) -> Tensor:
+def in_blocks(units: Tensor, taken: Tensor, distance: Tensor, K: int, stop: float | None = None) -> Tensor:
     """Row by row of the batch, on a CPU.
 
-    A distance only ever shrinks, so an old one is an upper bound: where the largest bound is up to date, it is the
-    farthest token's. Where it is not, the few largest are brought up to date and the question is asked again.
+    A distance only ever shrinks, so an old one is an upper bound. The tokens with the largest bounds form a block: they
+    are brought up to date, with one product of matrices, and compared with each other, with another. From then on
+    tokens are taken within the block, until the largest bound lies outside it. Products are made in float64, so that
+    equal tokens stay equal whatever block they are in. Where blocks have made as many products as whole rows would,
+    which cost several times as much each, and more, whole rows do the rest.
     """
     return torch.stack([_one(*row, K, stop) for row in zip(units, taken, distance, strict=True)])
 
@@ -165,28 +172,71 @@ def _one(units: Tensor, taken: Tensor, bounds: Tensor, K: int, stop: float | Non
     """(N, d), (N,), (N,) -> bool (N,)."""
     taken, bounds = taken.clone(), bounds.clone()
     steps = K - int(taken.sum())
-    centres = units.new_empty(steps, units.shape[1])
+    centres = units.new_empty(steps, units.shape[1], dtype=torch.float64)
     known = torch.zeros(len(units), dtype=torch.int64)  # new centres that a token's bound takes into account
-    for step in range(steps):
-        farthest = int(bounds.argmax())
-        while int(known[farthest]) < step:
-            few = bounds.topk(min(_CANDIDATES, len(bounds))).indices
-            few[-1] = farthest  # of many equal ones, topk may leave out the first
-            _update(units, bounds, known, few, centres[:step])
-            farthest = int(bounds.argmax())
-        if stop is not None and not bounds[farthest] > stop:
-            break
-        taken[farthest] = True
-        bounds[farthest] = NEVER
-        centres[step] = units[farthest]
+    step, products, stopped = 0, 0, False
+    while step < steps and not stopped:
+        if products > _PATIENCE * steps * len(units):
+            return _by_rows(units, taken, bounds, centres[:step], K, stop)
+        block = _largest(bounds)
+        rows = units[block].double()
+        near, made = _up_to_date(rows, bounds[block], known[block], centres[:step])
+        bounds[block] = NEVER
+        rival = int(bounds.argmax())  # the first of the farthest outside
+        limit = float(bounds[rival]), int((block < rival).sum())
+        places, stopped = _within(near, 1 - cosines(rows, rows), limit, steps - step, stop)
+        new = torch.tensor(places, dtype=torch.int64)
+        taken[block[new]] = True
+        centres[step : step + len(new)] = rows[new]
+        step += len(new)
+        bounds[block], known[block] = near, step
+        products += made + len(block) ** 2
     return taken
 
 
-def _update(units: Tensor, bounds: Tensor, known: Tensor, few: Tensor, centres: Tensor) -> None:
-    """Bring the bounds of a few tokens up to date, in place."""
-    seen = known[few]
-    first = int(seen.min())
-    away = 1 - cosines(units[few], centres[first:])
-    counted = torch.arange(first, len(centres)) < seen[:, None]
-    bounds[few] = torch.minimum(bounds[few], away.masked_fill(counted, float("inf")).amin(1))
-    known[few] = len(centres)
+def _largest(bounds: Tensor) -> Tensor:
+    """Places of the largest bounds, ascending; the first of the very largest is among them, whatever topk does."""
+    block = bounds.topk(min(_BLOCK, len(bounds))).indices
+    first = bounds.argmax()
+    if not bool((block == first).any()):
+        block[-1] = first
+    return block.sort().values
+
+
+def _up_to_date(rows: Tensor, bounds: Tensor, known: Tensor, centres: Tensor) -> tuple[Tensor, int]:
+    """Distances of a block's tokens, in view of the centres that they have missed, and how many products that took."""
+    first = int(known.min())
+    if first == len(centres):
+        return bounds, 0
+    away = 1 - cosines(rows, centres[first:])
+    counted = torch.arange(first, len(centres)) < known[:, None]
+    return torch.minimum(bounds, away.masked_fill(counted, float("inf")).amin(1)), away.numel()
+
+
+def _within(
+    near: Tensor, apart: Tensor, limit: tuple[float, int], most: int, stop: float | None
+) -> tuple[list[int], bool]:
+    """Places taken within a block, and whether ``stop`` was reached. ``near`` (n,), distances, is brought up to date
+    for them. ``limit``: the distance of the rival outside, and how many of the block have the right of way when equal.
+    """
+    distance, others = near.numpy(), apart.numpy()  # a step on so few numbers costs less there
+    places: list[int] = []
+    while len(places) < most:
+        place = int(distance.argmax())
+        far = float(distance[place])
+        if far < limit[0] or (far == limit[0] and place >= limit[1]):
+            break
+        if stop is not None and far <= stop:
+            return places, True
+        places.append(place)
+        numpy.minimum(distance, others[place], out=distance)
+        distance[place] = NEVER
+    return places, False
+
+
+def _by_rows(units: Tensor, taken: Tensor, bounds: Tensor, centres: Tensor, K: int, stop: float | None) -> Tensor:
+    """The rest, where blocks do not pay: clusters so tight that a block holds few of them."""
+    away = 1 - cosines(units[None], centres[None].to(units.dtype))[0].amax(1)
+    distance = torch.minimum(bounds, away)  # minus infinity where taken
+    rest = K - int(taken.sum())
+    return loop(taken[None], distance[None], K, rest, demanded_rows(units[None]), stop)[0]

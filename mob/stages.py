@@ -12,7 +12,7 @@ from mob.config import MoBConfig
 from mob.methods import Rule, SpanView
 from mob.methods.base import Depth
 from mob.spans import Spans
-from mob.tensors import on_device, places_of, take
+from mob.tensors import on_device, places_of
 
 
 @dataclass(frozen=True)
@@ -100,4 +100,5 @@ def view_of(
     lengths = [prompt_counts[sample] for sample in samples]
     questions = places_of(prompt[rows], max(lengths))
     mask = None if min(lengths) == max(lengths) else prompt[rows].gather(1, questions)
-    return SpanView(take(hidden[rows], places), take(hidden[rows], questions), mask, metric)
+    rows = rows[:, None]
+    return SpanView(hidden[rows, places], hidden[rows, questions], mask, metric)

@@ -46,7 +46,7 @@ def test_last_line_is_the_result(capsys, tmp_path):
         assert row["prefill_ms"]["median"] > 0 and row["per_token_ms"]["median"] > 0
         assert row["first_token_ms"]["median"] > whole["encoder_ms"]["low"] / 2
         assert row["kv_bytes"] == row["kv_bytes_predicted"]
-        assert row["peak_bytes"] is None
+        assert row["peak_bytes"] > 2**20 or sys.platform != "linux"
     assert small["pruner_ms"]["median"] > 0
 
 
@@ -180,7 +180,7 @@ def test_growth():
     axes = {"K": [(120, 4, 10), (120, 4, 20), (120, 4, 40)]}
     (row,) = bench_selection.growth(CPU, 1, axes, width=64)
     assert [point["K"] for point in row["points"]] == [10, 20, 40]
-    assert row["memory_exponent"] is None and isinstance(row["time_exponent"], float)
+    assert isinstance(row["time_exponent"], float)
     assert bench.growth_table([row]).row_count == 1
 
 

@@ -22,7 +22,7 @@ from mob.budget import between, budget, prompt_share
 from mob.config import MoBConfig, overlay
 from mob.coupling import radii, weak_weight
 from mob.covering import Ragged, Selection, cosines, prompt_centers, select, unit_rows
-from mob.farthest import NEVER, demanded_rows, gram_rows, lazily, loop
+from mob.farthest import NEVER, demanded_rows, gram_rows, in_blocks, loop
 from mob.methods import create
 from mob.methods.base import Adapted, SpanView
 from mob.record import RetainedPatches
@@ -212,7 +212,7 @@ def test_all_ways_stop_alike(stop):
     taken = torch.zeros(3, 80, dtype=torch.bool).index_fill(1, torch.tensor([3]), True)
     distance = (1 - cosines(units, units[:, 3:4])[..., 0]).masked_fill(taken, NEVER)
     ways = [loop(taken, distance, 50, 49, make(units), stop) for make in (gram_rows, demanded_rows)]
-    ways.append(lazily(units, taken, distance, 50, stop))
+    ways.append(in_blocks(units, taken, distance, 50, stop))
     assert torch.equal(ways[0], ways[1]) and torch.equal(ways[0], ways[2])
 
 

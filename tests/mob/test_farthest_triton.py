@@ -124,7 +124,7 @@ def test_accelerators_choose_what_cpus_choose(size):
     distance = (1 - farthest.cosines(units, units[:, 3:4])[..., 0]).masked_fill(taken, farthest.NEVER)
     assert farthest.makes_gram(2, size, 32, 19) is (size == 60)
     got = farthest.on_accelerator(units, taken, distance, 20, 19)
-    assert torch.equal(got, farthest.lazily(units, taken, distance, 20))
+    assert torch.equal(got, farthest.in_blocks(units, taken, distance, 20))
 
 
 def farthest_units(size: int):
