@@ -1,7 +1,7 @@
-"""Write the tables of the READMEs, the model card and the docs: ``python benchmarks/make_tables.py``.
+"""Write the tables of the READMEs, the model card and the docs, and the plots: ``python benchmarks/make_tables.py``.
 
 They come from benchmarks/results. Everything between ``<!-- table: NAME -->`` and ``<!-- end -->`` is replaced.
-``--check`` only compares.
+``--check`` only compares tables.
 """
 
 from __future__ import annotations
@@ -12,6 +12,12 @@ import re
 import sys
 from pathlib import Path
 
+sys.path[:0] = [str(Path(__file__).parent)]
+
+import compare_tables  # noqa: E402
+import speed_tables  # noqa: E402
+from speed_tables import markdown  # noqa: E402
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 _WITH_TABLES = (
@@ -19,6 +25,7 @@ _WITH_TABLES = (
     "LLaVA/llava/scenes/checkpoint/README.md",
     "RedundancyCodebook/README.md",
     "docs/training.md",
+    "docs/performance.md",
 )
 FILES = tuple(ROOT / name for name in _WITH_TABLES)
 _BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -42,7 +49,7 @@ def by_budget() -> str:
         f"Percent right, mean of nine kinds of questions, {n} held-out questions of each. All 196 tokens: "
         f"**{cells['vanilla', 196]}**; every visual token dropped at layer 2: {cells['drop-all', 0]}."
     )
-    return f"{_markdown(lines)}\n{note}\n"
+    return f"{markdown(lines)}\n{note}\n"
 
 
 def by_difference() -> str:
@@ -51,7 +58,7 @@ def by_difference() -> str:
     for entry in sorted(scenes()["mob_minus"], key=lambda e: (-e["K"], e["than"])):
         interval = f"{entry['low']:+.1f} to {entry['high']:+.1f}"
         lines.append([str(entry["K"]), f"`{entry['than']}`", f"{entry['points']:+.1f}", interval])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def by_task() -> str:
@@ -60,7 +67,7 @@ def by_task() -> str:
     for row in scenes()["rows"]:
         tasks = [f"{100 * row['tasks'][t]['right'] / row['tasks'][t]['asked']:.1f}" for t in TASKS]
         lines.append([f"`{row['method']}`", str(row["K"]), _macro(row), *tasks])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 # Rules of the codebook's table, and where they choose.
@@ -90,7 +97,7 @@ def codebook_by_budget() -> str:
         "Percent right with 95 % intervals, mean of nine kinds of questions, "
         f"{result['setup']['n']} held-out questions of each. All 196 tokens: **{_macro(rows['vanilla', 196])}**."
     )
-    return f"{_markdown(lines)}\n{note}\n"
+    return f"{markdown(lines)}\n{note}\n"
 
 
 def by_training() -> str:
@@ -122,7 +129,7 @@ def by_training() -> str:
         f"{'seed' if seeds == 1 else 'seeds'}; 95 % intervals by resampling scenes, paired in the last two rows, which "
         f"say nothing about other seeds. {setup['steps']} steps of {setup['dialogues']} dialogues, one thread."
     )
-    return f"{_markdown(lines)}\n{note}\n"
+    return f"{markdown(lines)}\n{note}\n"
 
 
 def codebook_by_difference() -> str:
@@ -141,7 +148,7 @@ def codebook_by_difference() -> str:
             (entry,) = [e for e in result[f"{rule}_minus"] if (e["K"], e["than"]) == (K, than)]
             interval = f"{entry['low']:+.1f} to {entry['high']:+.1f}"
             lines.append([str(K), f"`{rule}`", f"`{than}`", f"{entry['points']:+.1f}", interval])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def codebook_by_task() -> str:
@@ -150,7 +157,7 @@ def codebook_by_task() -> str:
     for row in codebook()["rows"]:
         tasks = [f"{100 * row['tasks'][t]['right'] / row['tasks'][t]['asked']:.0f}" for t in TASKS]
         lines.append([f"`{row['method']}`", str(row["K"]), *tasks])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def _macro(row: dict) -> str:
@@ -169,12 +176,9 @@ TABLES = {
     "codebook-difference": codebook_by_difference,
     "codebook-task": codebook_by_task,
     "pruned-training": by_training,
+    **speed_tables.TABLES,
+    **compare_tables.TABLES,
 }
-
-
-def _markdown(lines: list[list[str]]) -> str:
-    head, *rest = ("| " + " | ".join(cells) + " |" for cells in lines)
-    return "\n".join([head, "|" + "---|" * len(lines[0]), *rest]) + "\n"
 
 
 def render(text: str) -> str:
@@ -193,6 +197,9 @@ def main() -> int:
         stale += old != new
         if not args.check:
             file.write_text(new)
+    if not args.check:
+        speed_tables.plots()
+        compare_tables.plots()
     return 1 if args.check and stale else 0
 
 

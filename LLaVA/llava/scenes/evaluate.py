@@ -64,11 +64,11 @@ class Asked:
     split: str = "easy"
 
 
-def questions(n: int, split: str = "easy") -> list[Asked]:
-    """``n`` questions of each task about held-out scenes 0, 1, 2, ... of a split: one of each task a scene."""
+def questions(n: int, split: str = "easy", start: int = 0) -> list[Asked]:
+    """``n`` questions of each task about held-out scenes of a split, from number ``start`` on: one of each a scene."""
     kind = SPLITS[split]
-    asked, counts, scene = [], dict.fromkeys(kind.tasks, 0), 0
-    while min(counts.values()) < n and scene < _GIVE_UP * n:
+    asked, counts, scene = [], dict.fromkeys(kind.tasks, 0), start
+    while min(counts.values()) < n and scene < start + _GIVE_UP * n:
         drawn = kind.scene(scene)
         for number, task in enumerate(kind.tasks):
             question = kind.ask[task](drawn, np.random.default_rng([scene, 3, number]))

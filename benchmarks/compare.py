@@ -1,0 +1,320 @@
+"""Every rule at every budget on scenes, against MoB: ``python benchmarks/compare.py --json FILE``.
+
+Each rule is asked the same held-out questions twice: with K tokens left at its end, and with the K at which it has as
+many visual tokens a layer, on the mean, as MoB has with its K (rules that prune before the decoder or in several
+layers cost something else at equal K). Answers are kept in ``--work``: killed, or ended by ``--minutes``, the same
+command continues. ``scripts/compare.sh`` runs both splits; ``make_tables.py`` writes the tables and the plot.
+
+``mob:strong``, ``mob:weak`` and ``mob:auto`` are MoB with these regimes; the threshold of ``auto`` comes from questions
+about other scenes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import LlavaForConditionalGeneration
+
+from llava.provenance import provenance
+from llava.scenes.checkpoint import NUM_PATCHES, PATH, split_of
+from llava.scenes.evaluate import (
+    DROP_ALL,
+    EARLY_RANDOM,
+    VANILLA,
+    Asked,
+    Scores,
+    Setup,
+    batches,
+    questions,
+    right,
+    settings_for,
+)
+from llava.scenes.splits import SPLITS
+from mob import MoBConfig, Pruning
+from mob.cost import keep_for_mean, mean_tokens
+from mob.coupling import split
+from mob.methods import METHODS, create, own_layers
+from mob.methods.base import Depth, is_early
+from mob.stages import schedule
+
+BUDGETS = tuple(math.floor(NUM_PATCHES * share + 0.5) for share in (1 / 3, 2 / 9, 1 / 9, 1 / 18))
+JOINED, REGIMES = "divprune+mob", ("mob:strong", "mob:weak", "mob:auto")
+CALIBRATION = 900_000, 100  # the first scene that is asked about for the threshold, and questions of each kind
+LAYER, BATCH, TIMED, TOGETHER = 2, 50, 6, 4
+
+
+@dataclass(frozen=True)
+class Way:
+    """A rule with ``K`` tokens left at its end, asked for the comparison at MoB's ``budget``, by "K" or by "mean"."""
+
+    method: str
+    K: int
+    budget: int
+    by: str
+
+    @property
+    def row(self) -> tuple[str, int]:
+        return self.method, self.K
+
+
+def rules(codebook: Path | None) -> list[str]:
+    """What is compared: all that choose by themselves, random choice before the decoder, and one rule before MoB."""
+    own = sorted(set(METHODS) - {"given", "mob", "codebook"})
+    return ["mob", *own, EARLY_RANDOM, JOINED, *(["codebook"] if codebook else []), *REGIMES]
+
+
+def mean_of(method: str, K: int, layers: int) -> float:
+    """Visual tokens a layer, on the mean over the decoder's layers."""
+    method = method.partition(":")[0]
+    first, _, late = method.partition("+")
+    if late:  # twice K before the decoder, then K
+        return mean_tokens(min(2 * K, NUM_PATCHES), [(LAYER, K)], layers)
+    if method in (EARLY_RANDOM, "codebook") or is_early(create(first)):
+        return float(K)
+    rule = create(method)
+    return mean_tokens(NUM_PATCHES, schedule(rule, NUM_PATCHES, K, _depth(method, layers)), layers)
+
+
+def _depth(method: str, layers: int) -> Depth:
+    return Depth(layers, asked=None if own_layers(method) else LAYER)
+
+
+def ways(methods: list[str], budgets: list[int], layers: int) -> list[Way]:
+    """All that is asked, by budget; a rule that cannot come down to MoB's mean is asked at equal K only."""
+    out = []
+    for budget in budgets:
+        mean = mean_of("mob", budget, layers)
+        for method in methods:
+            out.append(Way(method, budget, budget, "K"))
+            K = None if method in REGIMES else _for_mean(method, mean, layers)  # the same again
+            out += [] if K is None else [Way(method, K, budget, "mean")]
+    return out
+
+
+def _for_mean(method: str, mean: float, layers: int) -> int | None:
+    if "+" in method:
+        fitting = [K for K in range(1, NUM_PATCHES + 1) if mean_of(method, K, layers) <= mean]
+        return max(fitting, default=None)
+    if method in (EARLY_RANDOM, "codebook"):
+        return math.floor(mean)
+    try:
+        return keep_for_mean(method, NUM_PATCHES, mean, layers, layer=None if own_layers(method) else LAYER)
+    except ValueError:
+        return None
+
+
+class Answers:
+    """Right or wrong for every question, one file for each (rule, K), so that nothing is asked twice."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def file(self, row: tuple[str, int]) -> Path:
+        return self.folder / f"{row[0]}-{row[1]}.txt"
+
+    def get(self, row: tuple[str, int]) -> list[bool] | None:
+        return [mark == "1" for mark in self.file(row).read_text()] if self.file(row).exists() else None
+
+    def put(self, row: tuple[str, int], correct: list[bool]) -> None:
+        part = self.file(row).with_suffix(".part")
+        part.write_text("".join("01"[value] for value in correct))
+        part.replace(self.file(row))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a row is asked with. ``tau``, ``spread``: of mob:auto."""
+
+    setup: Setup
+    tau: float
+    spread: float
+
+    def of(self, method: str, K: int, seed: int) -> MoBConfig | None:
+        """None for the unpruned model; ``seed`` is that of random rules."""
+        _, _, regime = method.partition(":")
+        if not regime:
+            return settings_for(method, K, seed, self.setup)
+        numbers = {"tau": self.tau, "spread": self.spread} if regime == "auto" else {}
+        return MoBConfig(K=K, l_idx=self.setup.layer, regime=regime, **numbers)
+
+
+@torch.inference_mode()
+def calibrated(model, split_: str) -> tuple[float, float]:
+    """tau and spread as ``python -m mob.coupling calibrate`` finds them, from questions about other scenes."""
+    start, n = CALIBRATION
+    etas = []
+    for _, inputs in _inputs(model, questions(n, split_, start)):
+        with Pruning(model, MoBConfig(K=NUM_PATCHES // 9, l_idx=LAYER), record=True) as pruning:
+            model(**inputs)
+        etas += [record.eta for record in pruning.records]
+    modes = split(etas)
+    return modes.tau, modes.spread
+
+
+def ask(
+    model, asked: list[Asked], rows: list[tuple[str, int]], answers: Answers, settings: Settings, until: float
+) -> bool:
+    """Ask what has no answers yet, a few rules together that share the drawing; False: out of time."""
+    missing = [row for row in rows if answers.get(row) is None]
+    with tqdm(total=len(missing) * len(asked), unit="question", file=sys.stderr, disable=None) as bar:
+        for start in range(0, len(missing), TOGETHER):
+            if time.monotonic() > until:
+                return False
+            part = missing[start : start + TOGETHER]
+            correct: dict[tuple[str, int], list[bool]] = {row: [] for row in part}
+            for number, (places, inputs) in enumerate(batches(asked, BATCH, split_of(model))):
+                for method, K in part:
+                    correct[method, K] += right(model, inputs, settings.of(method, K, number))
+                    bar.update(len(places))
+            for row, values in correct.items():
+                answers.put(row, values)
+    return True
+
+
+@torch.inference_mode()
+def times(model, asked: list[Asked], rows: list[tuple[str, int]], settings: Settings) -> dict[tuple[str, int], dict]:
+    """CPU milliseconds for a batch: of the selection, where it is in the decoder, and of a pass, as a share of the
+    unpruned one beside it."""
+    out: dict[tuple[str, int], dict] = {row: {"pruner_ms": [], "share": []} for row in rows}
+    for number, (_, inputs) in enumerate(islice(_inputs(model, asked), TIMED)):
+        for method, K in rows:
+            one = settings.of(method, K, number)
+            whole = _milliseconds(model, inputs)
+            if one is None:
+                continue
+            with Pruning(model, one):
+                out[method, K]["share"].append(_milliseconds(model, inputs) / whole)
+            with Pruning(model, one, record=True) as pruning:
+                model(**inputs)
+            found = [record.milliseconds for record in pruning.records if record.milliseconds is not None]
+            out[method, K]["pruner_ms"] += found[:1]
+    return {
+        row: {name: round(statistics.median(values), 3) if values else None for name, values in taken.items()}
+        for row, taken in out.items()
+    }
+
+
+def _inputs(model, asked: list[Asked]) -> Iterator[tuple[list[int], dict]]:
+    for places, inputs in batches(asked, BATCH, split_of(model)):
+        yield places, {key: value for key, value in inputs.items() if key != "labels"}
+
+
+def _milliseconds(model, inputs: dict) -> float:
+    start = time.process_time()
+    model(**inputs)
+    return 1000 * (time.process_time() - start)
+
+
+def mcnemar(a: list[bool], b: list[bool]) -> float:
+    """Two-sided exact p of McNemar's test: how surprising the split of the questions that only one of the two got."""
+    pairs = list(zip(a, b, strict=True))
+    only_a, only_b = pairs.count((True, False)), pairs.count((False, True))
+    n, few = only_a + only_b, min(only_a, only_b)
+    tail = sum(math.exp(_log_choose(n, k) - n * math.log(2)) for k in range(few + 1))
+    return min(1.0, 2 * tail)
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def _estimate(values: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip(("points", "low", "high"), (round(value, 2) for value in values), strict=True))
+
+
+def report(asked: list[Asked], found: list[Way], answers: Answers, took: dict, layers: int) -> dict:
+    """Accuracy with intervals, and every rule minus MoB at the same budget, paired."""
+    scores = Scores(asked)
+    for row in [(VANILLA, NUM_PATCHES), (DROP_ALL, 0), *dict.fromkeys(way.row for way in found)]:
+        scores.add(row, answers.get(row))
+    rows = []
+    for way in found:
+        groups = {group: _estimate(scores.macro(way.row, group)) for group in scores.groups}
+        row = {**vars(way), "mean_tokens": round(mean_of(way.method, way.K, layers), 2)}
+        row |= {"macro": _estimate(scores.macro(way.row)), **groups, **took[way.row]}
+        mob = ("mob", way.budget)
+        if way.method != "mob":
+            row["minus_mob"] = _estimate(scores.difference(way.row, mob)) | {
+                "p": mcnemar(answers.get(way.row), answers.get(mob)),
+                **{group: _estimate(scores.difference(way.row, mob, group)) for group in scores.groups},
+            }
+        if way.method == "mob:auto":
+            row["minus_fixed"] = {
+                name: _estimate(scores.difference(way.row, (name, way.budget)))
+                for name in REGIMES
+                if name != way.method and answers.get((name, way.budget)) is not None
+            }
+        rows.append(row)
+    ends = {VANILLA: (VANILLA, NUM_PATCHES), DROP_ALL: (DROP_ALL, 0)}
+    whole = {
+        name: {"macro": _estimate(scores.macro(row))}
+        | {group: _estimate(scores.macro(row, group)) for group in scores.groups}
+        for name, row in ends.items()
+    }
+    return {**whole, "rows": rows, "questions": len(asked)}
+
+
+def flags() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True, help="the result")
+    parser.add_argument("--work", type=Path, default=Path("runs/compare"), help="answers so far (runs/compare)")
+    parser.add_argument("--split", choices=tuple(SPLITS), default="easy", help="scenes to ask about (easy)")
+    parser.add_argument("--model-path", type=Path, default=PATH, help="the embedded checkpoint, or another of scenes")
+    parser.add_argument("--codebook", type=Path, help="codebook.safetensors of this model: its rule takes part")
+    parser.add_argument("--n", type=int, default=500, help="questions of each of the nine kinds (500)")
+    parser.add_argument("--K", type=int, nargs="+", default=list(BUDGETS), help="MoB's budgets, of 196")
+    parser.add_argument("--methods", nargs="+", help="rules beside mob (all)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop asking after so many; go on later")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = flags().parse_args(argv)
+    known = rules(args.codebook)
+    if unknown := [name for name in args.methods or [] if name not in known]:
+        flags().error(f"--methods {unknown[0]}: choose of {', '.join(known)}")
+    until = time.monotonic() + 60 * args.minutes
+    model = LlavaForConditionalGeneration.from_pretrained(args.model_path, dtype=torch.float32).eval()
+    layers = model.config.text_config.num_hidden_layers
+    methods = ["mob", *(name for name in args.methods or known if name != "mob")]
+    found = ways(methods, args.K, layers)
+    asked = questions(args.n, args.split)
+    source = provenance(args.model_path)
+    about = hashlib.sha256(repr((source["weights_sha256"], args.split, args.n)).encode()).hexdigest()[:12]
+    answers = Answers(args.work / f"{args.split}-{about}")
+    tau, spread = calibrated(model, args.split) if "mob:auto" in methods else (0.0, 0.0)
+    settings = Settings(Setup(LAYER, args.codebook and str(args.codebook)), tau, spread)
+    rows = list(dict.fromkeys([(VANILLA, NUM_PATCHES), (DROP_ALL, 0), *(way.row for way in found)]))
+    if not ask(model, asked, rows, answers, settings, until):
+        print(f"out of time: the same command continues (answers are in {answers.folder})", file=sys.stderr)
+        return 3
+    took = times(model, asked, rows, settings)
+    values = {"split": args.split, "n": args.n, "layer": LAYER, "batch": BATCH, "model": args.model_path.name}
+    values |= {"tau": tau, "spread": spread}
+    out = {**report(asked, found, answers, took, layers), "setup": values, "provenance": source}
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(out, indent=1) + "\n")
+    for row in out["rows"]:
+        minus = row.get("minus_mob")
+        print(
+            f"{row['budget']:3} by {row['by']:4}  {row['method']:14} K={row['K']:3} {row['mean_tokens']:6.1f} a layer "
+            f"{row['macro']['points']:5.1f}" + (f"  {minus['points']:+5.1f}  p={minus['p']:.2g}" if minus else "")
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

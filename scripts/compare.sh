@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Every rule, at every budget, on both splits of the scenes: bash scripts/compare.sh
+# Some hours of one core for a split. Killed at any moment, the same command continues. Then the tables and the plot.
+# SPLITS ("easy crowded"), MODEL_EASY and MODEL_CROWDED (folders of checkpoints), OUT (benchmarks/results), N (500),
+# PYTHON (.venv/bin/python). Arguments go to benchmarks/compare.py: scripts/compare.sh --minutes 60
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export OMP_WAIT_POLICY=passive
+out="${OUT:-benchmarks/results}"
+python="${PYTHON:-.venv/bin/python}"
+[ -x "$(command -v "$python")" ] || python=python3
+embedded=LLaVA/llava/scenes/checkpoint
+
+for split in ${SPLITS:-easy crowded}; do
+  case $split in
+    easy) model="${MODEL_EASY:-$embedded}" ;;
+    *) model="${MODEL_CROWDED:-$embedded-crowded}" ;;
+  esac
+  codebook=()
+  if [ "$model" = "$embedded" ]; then codebook=(--codebook codebooks/scenes/codebook.safetensors); fi
+  "$python" benchmarks/compare.py --split "$split" --model-path "$model" "${codebook[@]}" --n "${N:-500}" \
+    --json "$out/compare-$split.json" "$@"
+done

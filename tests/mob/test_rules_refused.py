@@ -1,0 +1,53 @@
+"""What rules that look into layers cannot ask, and say so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+import mob
+import zoo
+from zoo import FAMILIES
+
+K = 7
+
+
+def test_a_cache_that_cannot_be_read_goes_on_only_without_a_past():
+    """A first turn needs nothing from it; a second would ask for keys that it does not give."""
+    one = FAMILIES["llava"]
+    model, sample = one.model(), zoo.one(one.samples()[0])
+    del sample["attention_mask"]
+    with mob.prune(model, K=K, method="fastv") as pruning, torch.no_grad():
+        model(**sample)
+        cache = DynamicCache()
+        cache.layers = [Packed() for _ in range(5)]
+        model(**sample, past_key_values=cache)
+        first, again = (record.keep_indices for record in pruning.records)
+        assert first == again
+        with pytest.raises(ValueError, match="cannot go on from a DynamicCache: use the default cache"):
+            model(**sample, past_key_values=cache)
+
+
+class Packed(DynamicLayer):
+    """Holds keys where nobody finds them, as quantised caches do."""
+
+    held = None
+
+    def update(self, keys, values, *rest, **more):
+        new = (keys, values)
+        self.held = new if self.held is None else tuple(torch.cat(both, 2) for both in zip(self.held, new, strict=True))
+        return self.held
+
+    def get_seq_length(self):
+        return 0 if self.held is None else self.held[0].shape[2]
+
+
+def test_models_that_cannot_be_asked_are_refused_by_name():
+    model = FAMILIES["llava"].model()
+    for layer in model.get_decoder().layers:
+        layer.attention = layer._modules.pop("self_attn")
+    for rule in ("fastv", "dart", "sparsevlm", "pyramiddrop"):
+        with pytest.raises(ValueError, match=f"method='{rule}' asks for attention, .* such as method='mob'"):
+            mob.prune(model, K=K, method=rule)
