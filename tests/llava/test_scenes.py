@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import mob
+from llava.scenes import evaluate
 from llava.scenes.checkpoint import NUM_PATCHES, PATH, PROMPT, build, build_processor, build_tokenizer, save
 from llava.scenes.generator import BACKGROUND, GRID, PATCH, SIGN, SIZE, sample
 from llava.scenes.losses import SceneLosses, untrained, without_head
@@ -348,3 +349,11 @@ def test_training_runs_and_continues_where_it_stopped(tmp_path, capsys):
 def test_every_task_finds_questions(task):
     found = [ASK[task](scene, rng(scene.seed)) for scene in SCENES]
     assert sum(q is not None for q in found) > 150
+
+
+def test_without_any_visual_token_nearly_nothing_is_right():
+    """The floor of the tables keeps no token at all, which no user may ask for."""
+    model = LlavaForConditionalGeneration.from_pretrained(PATH, dtype=torch.float32).eval()
+    scores = evaluate.run(model, [evaluate.VANILLA, evaluate.DROP_ALL], [], 4)
+    whole, none = (scores.macro(row)[0] for row in ((evaluate.VANILLA, 196), (evaluate.DROP_ALL, 0)))
+    assert none < 60 < 85 < whole
