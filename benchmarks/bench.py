@@ -112,7 +112,7 @@ def result(args: argparse.Namespace, console: Console) -> dict:
     """What was measured, JSON-ready; tables go to the console."""
     watch = Watch(torch.device(args.device), args.process_time)
     if args.selection:
-        rows = compare(watch, args.repeats)
+        rows = compare(watch, args.repeats, batch=args.batch)
         console.print(selection_table(rows))
         return {"kind": "selection", "rows": rows}
     if args.growth:
@@ -170,7 +170,8 @@ def model_table(rows: list[dict]) -> Table:
 
 def selection_table(rows: list[dict]) -> Table:
     table = Table(
-        title=f"selection, d = {rows[0]['width']}: milliseconds, and how many times slower the plain ways are"
+        title=f"selection, batch {rows[0]['batch']}, d = {rows[0]['width']}: milliseconds, and how many times "
+        "slower the plain ways are"
     )
     for head in ("N, L, K", "data", "mob", *PLAIN, *(f"{name} / mob" for name in PLAIN), "same indices"):
         table.add_column(head, justify="right")

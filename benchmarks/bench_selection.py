@@ -24,22 +24,23 @@ GROWTH = {
 }
 
 
-def tokens(N: int, L: int, width: int, clustered: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Visual (N, d) and prompt (L, d) in float32; clustered: about 50 tokens around each of N / 50 centres, as patches
-    of one thing are."""
+def tokens(N: int, L: int, width: int, clustered: bool, device: torch.device, batch: int = 1) -> tuple[Tensor, Tensor]:
+    """Visual (B, N, d) and prompt (B, L, d) in float32; clustered: about 50 tokens around each of N / 50 centres, as
+    patches of one thing are."""
     generator = torch.Generator().manual_seed(0)
-    visual = torch.randn(N, width, generator=generator)
+    visual = torch.randn(batch, N, width, generator=generator)
     if clustered:
-        centres = torch.randn(max(2, N // 50), width, generator=generator)
-        visual = 0.3 * visual + centres[torch.randint(len(centres), (N,), generator=generator)]
-    prompt = torch.randn(L, width, generator=generator)
+        for sample in visual:
+            centres = torch.randn(max(2, N // 50), width, generator=generator)
+            sample.mul_(0.3).add_(centres[torch.randint(len(centres), (N,), generator=generator)])
+    prompt = torch.randn(batch, L, width, generator=generator)
     return visual.to(device), prompt.to(device)
 
 
 def ways(visual: Tensor, prompt: Tensor, K: int) -> dict[str, Callable[[], Tensor]]:
     """``mob.covering.select``, and the same function with its last step done plainly: normalisation, prompt centres,
     first distances and sorting are in all of them."""
-    sizes = budget(len(visual), K)
+    sizes = budget(visual.shape[1], K)
 
     def ours() -> Tensor:
         return covering.select(visual, prompt, sizes.K, sizes.K_p, sizes.k).indices
@@ -57,16 +58,16 @@ def ways(visual: Tensor, prompt: Tensor, K: int) -> dict[str, Callable[[], Tenso
     return {"mob": ours, **{name: plain(rows) for name, rows in PLAIN.items()}}
 
 
-def compare(watch: Watch, repeats: int, sizes: tuple = SIZES, width: int = WIDTH) -> list[dict]:
+def compare(watch: Watch, repeats: int, sizes: tuple = SIZES, width: int = WIDTH, batch: int = 1) -> list[dict]:
     """One row for each size and kind of data: milliseconds of the three ways, in turns, and ratios to ours."""
     out = []
     for N, L, K in sizes:
         for clustered in (False, True):
-            visual, prompt = tokens(N, L, width, clustered, watch.device)
+            visual, prompt = tokens(N, L, width, clustered, watch.device, batch)
             calls = ways(visual, prompt, K)
             found, times = _in_turns(calls, repeats, watch)
             data = "clustered" if clustered else "random"
-            row = {"N": N, "L": L, "K": K, "width": width, "data": data}
+            row = {"batch": batch, "N": N, "L": L, "K": K, "width": width, "data": data}
             row["ms"] = {name: summary(values) for name, values in times.items()}
             row["times_slower"] = {name: ratios(times[name], times["mob"]) for name in PLAIN}
             row["identical"] = all(torch.equal(found["mob"], other) for other in found.values())

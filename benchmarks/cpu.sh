@@ -21,6 +21,7 @@ part() {
 part mid 1 --shape mid --K 32 64 128 192 288 --repeats 7 --new-tokens 4
 part mid-2-threads 2 --shape mid --K 64 192 --repeats 7 --new-tokens 8
 part selection 2 --selection --repeats 5
+part selection-8 2 --selection --batch 8 --repeats 3
 part growth 2 --growth --repeats 5
 part batch 2 --shape mid --sweep batch --K 64 --repeats 3 --new-tokens 4
 part pictures 2 --shape mid --sweep N --K 64 --repeats 3 --new-tokens 4

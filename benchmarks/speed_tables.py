@@ -73,12 +73,14 @@ def speed() -> str:
     return f"{markdown(lines)}\n{note}\n"
 
 
-def selection() -> str:
-    lines = [["N, L, K", "data", "ms", "Gram matrix, ms", "whole rows, ms", "Gram / ours", "rows / ours"]]
-    for row in result("selection")["rows"]:
+def selection(*names: str) -> str:
+    """Sizes of some runs of ``bench.py --selection``, one after the other."""
+    lines = [["batch", "N, L, K", "data", "ms", "Gram matrix, ms", "whole rows, ms", "Gram / ours", "rows / ours"]]
+    for row in (row for name in names for row in result(name)["rows"]):
         times, slower = row["ms"], row["times_slower"]
         lines.append(
             [
+                str(row.get("batch", 1)),
                 f"{row['N']}, {row['L']}, {row['K']}",
                 row["data"],
                 *(_spread(times[name], ".1f") for name in ("mob", "gram", "rows")),
@@ -113,7 +115,7 @@ TABLES = {
     "speed-pictures": lambda: models("pictures"),
     "speed-scenes": lambda: models("scenes"),
     "speed-7b": lambda: models("llava-1.5-7b"),
-    "speed-selection": selection,
+    "speed-selection": lambda: selection("selection", "selection-8"),
     "speed-growth": growth,
 }
 

@@ -47,7 +47,11 @@ def schedule(rule: Rule, N: int, K: int, depth: Depth) -> list[tuple[int, int]]:
     for layer, _ in stages:
         depth.check(layer)
     layers, keeps = zip(*stages, strict=True)
-    if list(layers) != sorted(set(layers)) or list(keeps) != sorted(keeps, reverse=True) or not min(1, K) <= keeps[-1] <= N:
+    if (
+        list(layers) != sorted(set(layers))
+        or list(keeps) != sorted(keeps, reverse=True)
+        or not min(1, K) <= keeps[-1] <= N
+    ):
         raise ValueError(f"method={rule.name!r} of {N} tokens would keep {stages}: layers go up, tokens go down")
     return stages
 

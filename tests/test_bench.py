@@ -114,8 +114,9 @@ def test_profile(capsys):
     assert "aten::" in text and result["tables"].count("prefill, ") == 2
 
 
-def test_selection_is_compared_with_the_same_indices():
-    rows = bench_selection.compare(CPU, 2, sizes=((300, 5, 40),), width=1024)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_selection_is_compared_with_the_same_indices(batch):
+    rows = bench_selection.compare(CPU, 2, sizes=((300, 5, 40),), width=1024, batch=batch)
     assert [row["data"] for row in rows] == ["random", "clustered"]
     for row in rows:
         assert row["identical"] and row["ms"]["gram"]["n"] == 2
