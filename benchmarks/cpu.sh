@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The measurements that README.md and docs/performance.md show of a CPU: ./benchmarks/cpu.sh, then
-# python benchmarks/make_tables.py. About 25 minutes of two cores with nothing else running.
+# python benchmarks/make_tables.py. About 35 minutes of two cores with nothing else running.
 # Results go to $OUT, or to benchmarks/results/cpu. PYTHON: the interpreter to use. Arguments: parts to run, or all.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
