@@ -15,6 +15,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
@@ -63,10 +64,14 @@ def correlation(pairs: list[tuple[float, float]]) -> float | None:
     """Spearman's, None with fewer than three pairs or none that differ."""
     if len(pairs) < 3:
         return None
-    try:
-        return round(statistics.correlation(*zip(*pairs, strict=True), method="ranked"), 3)
-    except statistics.StatisticsError:
-        return None
+    a, b = (_ranks(np.array(values)) for values in zip(*pairs, strict=True))
+    return None if a.std() == 0 or b.std() == 0 else round(float(np.corrcoef(a, b)[0, 1]), 3)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """From 1; equal values share the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[places]
 
 
 def report(entries: list[dict], split: str) -> dict:
