@@ -354,6 +354,7 @@ _MODE_BY_SUBSTRING = {
     "v1.6-34b": "chatml_direct",
     "v1": "llava_v1",
     "mpt": "mpt",
+    "llava-1.": "llava_v1",  # ours: names of transformers' own copies, such as llava-1.5-7b-hf
 }
 
 

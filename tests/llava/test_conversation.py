@@ -136,6 +136,7 @@ def test_default_is_vicuna_v1() -> None:
         ("llava-mpt-7b", "mpt"),
         ("llava-v1-mpt-7b", "llava_v1"),
         ("llava-7b", "llava_v0"),
+        ("llava-1.5-7b-hf", "llava_v1"),
         ("", "llava_v0"),
     ],
 )
