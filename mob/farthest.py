@@ -173,7 +173,9 @@ def _one(units: Tensor, taken: Tensor, bounds: Tensor, K: int, stop: float | Non
     taken, bounds = taken.clone(), bounds.clone()
     steps = K - int(taken.sum())
     centres = units.new_empty(steps, units.shape[1], dtype=torch.float64)
-    known = torch.zeros(len(units), dtype=torch.int64)  # new centres that a token's bound takes into account
+    known = torch.zeros(
+        len(units), dtype=torch.int64, device=units.device
+    )  # new centres that a token's bound takes into account
     step, products, stopped = 0, 0, False
     while step < steps and not stopped:
         if products > _PATIENCE * steps * len(units):
@@ -185,7 +187,7 @@ def _one(units: Tensor, taken: Tensor, bounds: Tensor, K: int, stop: float | Non
         rival = int(bounds.argmax())  # the first of the farthest outside
         limit = float(bounds[rival]), int((block < rival).sum())
         places, stopped = _within(near, 1 - cosines(rows, rows), limit, steps - step, stop)
-        new = torch.tensor(places, dtype=torch.int64)
+        new = torch.tensor(places, dtype=torch.int64, device=units.device)
         taken[block[new]] = True
         centres[step : step + len(new)] = rows[new]
         step += len(new)
@@ -209,7 +211,7 @@ def _up_to_date(rows: Tensor, bounds: Tensor, known: Tensor, centres: Tensor) ->
     if first == len(centres):
         return bounds, 0
     away = 1 - cosines(rows, centres[first:])
-    counted = torch.arange(first, len(centres)) < known[:, None]
+    counted = torch.arange(first, len(centres), device=known.device) < known[:, None]
     return torch.minimum(bounds, away.masked_fill(counted, float("inf")).amin(1)), away.numel()
 
 
