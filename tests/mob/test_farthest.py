@@ -43,6 +43,15 @@ def test_all_ways_choose_the_same(kind, N, d, K):
         assert torch.equal(gram, lazy) and torch.equal(demand, lazy) and int(lazy.sum()) == K
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+def test_more_equal_tokens_than_a_block_holds(groups):
+    """The lowest indices first, in and outside a block."""
+    visual = torch.randn(1, groups, 32, generator=torch.Generator().manual_seed(0))[:, torch.arange(400) % groups]
+    gram, demand, blocks = ways(visual, 90, [5])
+    assert torch.equal(gram, blocks) and torch.equal(demand, blocks)
+    assert groups > 1 or blocks[0].nonzero()[:, 0].tolist() == list(range(90))
+
+
 def test_a_batch_with_unequal_starts():
     visual = torch.cat([tokens("clustered", 120, 32, seed) for seed in range(3)])
     units = unit_rows(visual)
