@@ -1,4 +1,5 @@
-"""Two processes train one model: torchrun, and DeepSpeed's ZeRO-2 and ZeRO-3 where it is installed."""
+"""Two processes train one model: torchrun, and DeepSpeed's ZeRO-2 and ZeRO-3 where it is installed; one under
+accelerate's launcher, which has MPI start more of them on CPUs."""
 
 from __future__ import annotations
 
@@ -24,15 +25,20 @@ LORA = ("--lora_enable", "True", "--lora_r", "4", "--mm_projector_lr", "1e-3")
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="pip install deepspeed")
 
 
-def launch(argv, answers, tmp_path):
-    """Two processes on this machine; what rank 0 wrote."""
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+ACCELERATE = "accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no".split()
+
+
+def launch(argv, answers, tmp_path, launcher=TORCHRUN, **more):
+    """Two processes on this machine, or what the launcher starts; what rank 0 wrote."""
     environment = os.environ | {
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "LLaVA"), os.environ.get("PYTHONPATH", "")]),
         "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"),  # a killed build elsewhere leaves a lock that hangs
+        **more,
     }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(CHILD)]
+    command = [sys.executable, "-m", *launcher, str(CHILD)]
     done = subprocess.run([*command, str(answers), *argv], env=environment, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stderr[-6000:]
     return torch.load(answers, weights_only=True)
@@ -58,6 +64,19 @@ def test_torchrun(world, tmp_path, flags):
     assert torch.allclose(torch.tensor(two["losses"]), torch.tensor(losses), atol=5e-3)
     _, model, _, _ = load_pretrained_model(str(tmp_path / "two"), None, "llava", device="cpu")
     assert torch.allclose(logits(model, two), two["logits"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_accelerate(world, tmp_path):
+    """Its launcher sets up what a plain start sets up too."""
+    data = world.data("engines", samples=6, texts=6)
+    launched = world.flags(tmp_path / "launched", data, *FLAGS)
+    found = launch(launched, tmp_path / "answers.pt", tmp_path, [*ACCELERATE, "--dynamo_backend", "no"], RANK="0")
+    alone = train(argv=world.flags(tmp_path / "alone", data, *FLAGS))
+    losses = [entry["loss"] for entry in alone.state.log_history if "loss" in entry]
+    assert torch.allclose(torch.tensor(found["losses"]), torch.tensor(losses), atol=1e-5)
+    _, model, _, _ = load_pretrained_model(str(tmp_path / "launched"), None, "llava", device="cpu")
+    assert torch.allclose(logits(model, found), found["logits"], atol=1e-4)
 
 
 def config(tmp_path, stage):
