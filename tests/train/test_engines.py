@@ -26,7 +26,16 @@ needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is No
 
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-ACCELERATE = "accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no".split()
+ACCELERATE = [
+    "accelerate.commands.launch",
+    "--cpu",
+    "--num_processes",
+    "1",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+]
 
 
 def launch(argv, answers, tmp_path, launcher=TORCHRUN, **more):
