@@ -16,6 +16,7 @@ for split in ${SPLITS:-easy crowded}; do
     easy) model="${MODEL_EASY:-$embedded}" ;;
     *) model="${MODEL_CROWDED:-$embedded-crowded}" ;;
   esac
+  [ -d "$model" ] || { echo "no checkpoint in $model: train one (docs/scenes.md), or set MODEL_CROWDED" >&2; exit 2; }
   codebook=()
   if [ "$model" = "$embedded" ]; then codebook=(--codebook codebooks/scenes/codebook.safetensors); fi
   "$python" benchmarks/compare.py --split "$split" --model-path "$model" "${codebook[@]}" --n "${N:-500}" \
