@@ -35,7 +35,9 @@ LAYER, BATCH, SHOWN = 2, 50, 400
 def passes(model, asked: list[Asked], budgets: list[int]) -> list[dict]:
     """One entry for each question, K and K_p: radii, change of the logits, right or wrong."""
     out = []
-    settings = [MoBConfig(K=K, K_p=math.floor(K * share + 0.5), l_idx=LAYER) for K in budgets for share in SHARES]
+    shares = [(K, math.floor(K * share + 0.5)) for K in budgets for share in SHARES]
+    # With the paper's k the few words of these questions propose fewer tokens than K_p, and the sweep would stop there.
+    settings = [MoBConfig(K=K, K_p=K_p, k=max(K_p, 1), l_idx=LAYER) for K, K_p in shares]
     with tqdm(total=len(asked) * len(settings), unit="pass", file=sys.stderr, disable=None) as bar:
         for places, inputs in batches(asked, BATCH, split_of(model)):
             labels = inputs["labels"][:, 1:]
