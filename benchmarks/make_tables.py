@@ -16,6 +16,7 @@ sys.path[:0] = [str(Path(__file__).parent)]
 
 import compare_tables  # noqa: E402
 import speed_tables  # noqa: E402
+import theory_tables  # noqa: E402
 from speed_tables import markdown  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -178,6 +179,7 @@ TABLES = {
     "pruned-training": by_training,
     **speed_tables.TABLES,
     **compare_tables.TABLES,
+    **theory_tables.TABLES,
 }
 
 
@@ -200,6 +202,7 @@ def main() -> int:
     if not args.check:
         speed_tables.plots()
         compare_tables.plots()
+        theory_tables.plots()
     return 1 if args.check and stale else 0
 
 
