@@ -52,7 +52,9 @@ def test_mcnemar_is_the_exact_binomial():
     assert compare.mcnemar(a, a) == 1.0
 
 
+@pytest.mark.may_skip("rules before the decoder need a newer transformers than the oldest that is supported")
 def test_it_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformers", minversion="5.20")  # where rules before the decoder work
     words = [
         "--n",
         "2",
