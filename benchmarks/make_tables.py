@@ -27,6 +27,7 @@ _WITH_TABLES = (
     "RedundancyCodebook/README.md",
     "docs/training.md",
     "docs/performance.md",
+    "docs/theory.md",
 )
 FILES = tuple(ROOT / name for name in _WITH_TABLES)
 _BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)

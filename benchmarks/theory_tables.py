@@ -30,7 +30,9 @@ def bound(split: str) -> str:
 
 def sweep(split: str) -> str:
     """Right answers and change of the logits along K_p, for both kinds of questions."""
-    lines = [["K", "K_p", "weak, right", "strong, right", "weak, change", "strong, change", "eps_p", "eps_v"]]
+    lines = [
+        ["K", "K_p", "weak, right", "strong, right", "weak, change", "strong, change", "weak, eps_p", "weak, eps_v"]
+    ]
     for row in result(split):
         parts = {(part["K_p"], part["questions"]): part for part in row["sweep"]}
         for K_p in dict.fromkeys(K_p for K_p, _ in parts):
