@@ -23,7 +23,7 @@ from bench_timing import Watch  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from llava.provenance import provenance  # noqa: E402
+from llava.provenance import provenance, write_result  # noqa: E402
 from mob.methods import METHODS  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -243,8 +243,7 @@ def main(argv: list[str] | None = None) -> int:
     setup = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     whole = {**found, "setup": setup, "provenance": provenance(args.model_path)}
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(whole, indent=1) + "\n")
+        write_result(args.json, whole)
     print(json.dumps(whole, allow_nan=False))
     return 0 if found.get("right", True) else 1
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import statistics
 import sys
@@ -27,7 +26,7 @@ import torch
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
-from llava.provenance import provenance
+from llava.provenance import provenance, write_result
 from llava.scenes.checkpoint import NUM_PATCHES, PATH, split_of
 from llava.scenes.evaluate import (
     DROP_ALL,
@@ -305,8 +304,7 @@ def main(argv: list[str] | None = None) -> int:
     values = {"split": args.split, "n": args.n, "layer": LAYER, "batch": BATCH, "model": args.model_path.name}
     values |= {"tau": tau, "spread": spread}
     out = {**report(asked, found, answers, took, layers), "setup": values, "provenance": source}
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(out, indent=1) + "\n")
+    write_result(args.json, out)
     for row in out["rows"]:
         minus = row.get("minus_mob")
         print(

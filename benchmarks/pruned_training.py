@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from llava.provenance import provenance
+from llava.provenance import provenance, write_result
 from llava.scenes.checkpoint import NUM_PATCHES, PATH, build, build_processor
 from llava.scenes.dialogues import VERSION, write
 from llava.scenes.evaluate import DEFAULT_SETUP, DROP_ALL, RESAMPLES, VANILLA, Scores, questions, run
@@ -205,7 +205,7 @@ def main() -> None:
     timed = args.work / "seconds.json"
     if not timed.exists():
         timed.write_text(json.dumps(seconds(args)))
-    args.json.write_text(json.dumps(result(args, json.loads(timed.read_text())), indent=1) + "\n")
+    write_result(args.json, result(args, json.loads(timed.read_text())))
     print(args.json)
 
 

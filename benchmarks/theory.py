@@ -9,7 +9,6 @@ strong questions want for prompt centres (the paper's figure 4, in small).
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -20,7 +19,7 @@ import torch
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
-from llava.provenance import provenance
+from llava.provenance import provenance, write_result
 from llava.scenes.checkpoint import PATH, split_of
 from llava.scenes.evaluate import Asked, batches, questions
 from llava.scenes.packing import IGNORE
@@ -136,8 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     entries = passes(model, questions(args.n, args.split), args.K)
     setup = {"split": args.split, "n": args.n, "layer": LAYER, "model": args.model_path.name}
     out = {**report(entries, args.split), "setup": setup, "provenance": provenance(args.model_path)}
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(out, indent=1, allow_nan=False) + "\n")
+    write_result(args.json, out)
     for row in out["rows"]:
         print(f"K={row['K']}: eta {row['eta']}, C >= {row['constant']}, Spearman {row['spearman']}")
         for part in row["sweep"]:

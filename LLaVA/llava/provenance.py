@@ -1,9 +1,11 @@
-"""Where a number comes from: versions, hardware, command, commit, weights. Goes into every result file."""
+"""Result files, and where their numbers come from: versions, hardware, command, commit, weights."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
+import re
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -30,11 +32,33 @@ def provenance(model_path: str | Path | None = None) -> dict:
     }
 
 
+def write_result(path: Path, result: dict) -> None:
+    """A result file: the innermost lists and objects stand on one line each, so that a diff of two can be read.
+
+    Raises: ValueError where a number is not finite: such a file would not be JSON.
+    """
+    text = json.dumps(result, indent=1, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_INNERMOST.sub(lambda found: re.sub(r"\s*\n\s*", " ", found.group()), text) + "\n")
+
+
+_STRING = r'"(?:[^"\\]|\\.)*"'
+_INNERMOST = re.compile(rf'\[(?:{_STRING}|[^\[\]{{}}"])*\]|\{{(?:{_STRING}|[^\[\]{{}}"])*\}}')
+
+
 def _command() -> str:
     """What was typed, without this machine's folders."""
     first, *rest = sys.orig_argv
-    here = f"{Path.cwd()}/"
-    return " ".join([Path(first).name, *(word.removeprefix(here) for word in rest)])
+    return " ".join([Path(first).name, *map(_portable, rest)])
+
+
+def _portable(word: str) -> str:
+    """A path, also one behind ``--flag=``, from here on, or its last part where it lies elsewhere."""
+    flag, equals, value = word.rpartition("=")
+    path = Path(value)
+    if not path.is_absolute():
+        return word
+    return f"{flag}{equals}{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name}"
 
 
 def _git(*words: str) -> str | None:

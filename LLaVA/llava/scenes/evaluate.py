@@ -16,7 +16,6 @@ questions rest on one thing, strong ones on many; ``prompt`` minus ``visual`` is
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from rich.table import Table
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
-from llava.provenance import provenance
+from llava.provenance import provenance, write_result
 from llava.scenes.checkpoint import NUM_PATCHES, PATH, PROMPT, build_tokenizer, split_of
 from llava.scenes.packing import IGNORE, pixels
 from llava.scenes.questions import Question
@@ -349,7 +348,7 @@ def main() -> None:
             f"[{entry['low']:+.1f}, {entry['high']:+.1f}]"
         )
     if args.json:
-        args.json.write_text(json.dumps(to_json(scores, args), indent=1) + "\n")
+        write_result(args.json, to_json(scores, args))
 
 
 if __name__ == "__main__":
