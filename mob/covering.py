@@ -33,7 +33,7 @@ class Selection(NamedTuple):
 class Ragged(NamedTuple):
     """A selection of unlike sizes: ``real`` (B, K) or (K,) bool, False for entries that are not kept.
 
-    The indices of a row are distinct; those that are kept stand first, ascending.
+    The indices of a row are distinct. In what ``select`` returns, those that are kept stand first, ascending.
     """
 
     indices: Tensor

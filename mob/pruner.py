@@ -377,6 +377,10 @@ def prune(
     Raises:
         ValueError: a budget, key, layer or model that cannot work; the message says what to do.
     """
+    if isinstance(K, (dict, MoBConfig)):
+        raise ValueError(
+            "mob.prune takes keys: prune(model, K=64), prune(model, **keys), or Pruning(model, a MoBConfig)"
+        )
     values = {"K": K, "K_p": K_p, "k": k, "l_idx": layer, "method": method, **more}
     return Pruning(model, MoBConfig.from_dict({key: v for key, v in values.items() if v is not None}), record)
 

@@ -61,7 +61,7 @@ class Adapted(NamedTuple):
 
     Attributes:
         indices, prompt_center: as of a ``Selection``.
-        real: bool (B, K), False for entries that are not kept, which stand last; None: all are.
+        real: bool (B, K), False for entries that are not kept; None: all are.
         asked: what was asked for or measured, one number a picture, (B,) each: "eta", "weight", "K_p", "k".
     """
 

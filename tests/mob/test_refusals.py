@@ -52,6 +52,8 @@ def model():
         ({"K": 6, "method": "visaul"}, "did you mean 'visual'"),
         ({"K": 6, "options": {"seed": 1}}, "no option 'seed'"),
         ({"K": 6, "schedul": "weak"}, "did you mean 'schedule'"),
+        ({"K": mob.MoBConfig(K=6)}, r"Pruning\(model, a MoBConfig\)"),
+        ({"K": {"K": 6}}, r"prune\(model, \*\*keys\)"),
     ],
 )
 def test_wrong_arguments_are_errors_before_anything_runs(model, arguments, message):
