@@ -18,11 +18,13 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
@@ -174,13 +176,38 @@ def ask(
                 return False
             part = missing[start : start + TOGETHER]
             correct: dict[tuple[str, int], list[bool]] = {row: [] for row in part}
+            saw: list = []
             for number, (places, inputs) in enumerate(batches(asked, BATCH, split_of(model))):
                 for method, K in part:
-                    correct[method, K] += right(model, inputs, settings.of(method, K, number))
+                    with nullcontext() if _asks_tower(method) else looked_once(model.model.vision_tower, saw):
+                        correct[method, K] += right(model, inputs, settings.of(method, K, number))
                     bar.update(len(places))
             for row, values in correct.items():
                 answers.put(row, values)
     return True
+
+
+@contextmanager
+def looked_once(tower: nn.Module, saw: list) -> Iterator[None]:
+    """The vision tower looks at the same pictures once: ``saw`` holds the last ones and what it said of them."""
+    look = tower.forward
+
+    def forward(pixel_values: torch.Tensor, **kwargs):
+        if not saw or not torch.equal(saw[0], pixel_values):
+            saw[:] = pixel_values, look(pixel_values, **kwargs)
+        return saw[1]
+
+    tower.forward = forward
+    try:
+        yield
+    finally:
+        del tower.forward
+
+
+def _asks_tower(method: str) -> bool:
+    """Whether a rule watches the tower at work."""
+    names = method.partition(":")[0].split("+")
+    return any("tower" in getattr(METHODS.get(name), "needs", ()) for name in names)
 
 
 @torch.inference_mode()

@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 import math
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from llava.scenes.checkpoint import PATH
+from mob import Pruning
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks")]
@@ -55,19 +61,8 @@ def test_mcnemar_is_the_exact_binomial():
 @pytest.mark.may_skip("rules before the decoder need a newer transformers than the oldest that is supported")
 def test_it_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     pytest.importorskip("transformers", minversion="5.20")  # where rules before the decoder work
-    words = [
-        "--n",
-        "2",
-        "--K",
-        "22",
-        "--methods",
-        "random",
-        "divprune",
-        "pyramiddrop",
-        "--work",
-        str(tmp_path / "work"),
-    ]
-    words += ["--json", str(tmp_path / "new" / "out.json")]
+    words = ["--n", "2", "--K", "22", "--methods", "random", "divprune", "pyramiddrop"]
+    words += ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "new" / "out.json")]
     monkeypatch.setattr(compare, "TIMED", 1)
     assert compare.main([*words, "--minutes", "0"]) == 3
     assert "the same command continues" in capsys.readouterr().err
@@ -77,21 +72,38 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     assert compare.main(words) == 0
     again = json.loads((tmp_path / "new" / "out.json").read_text())
     keys = ("method", "K", "budget", "by", "mean_tokens", "macro", "minus_mob")
-    assert [[row.get(key) for key in keys] for row in first["rows"]] == [
-        [row.get(key) for key in keys] for row in again["rows"]
-    ]
-    assert first["questions"] == 18 and {row["method"] for row in first["rows"]} == {
-        "mob",
-        "random",
-        "divprune",
-        "pyramiddrop",
-    }
+    for one, other in zip(first["rows"], again["rows"], strict=True):
+        assert [one.get(key) for key in keys] == [other.get(key) for key in keys]
+    assert first["questions"] == 18
+    assert {row["method"] for row in first["rows"]} == {"mob", "random", "divprune", "pyramiddrop"}
     assert all(row["pruner_ms"] > 0 for row in first["rows"] if row["method"] in ("mob", "random"))
     monkeypatch.setattr(compare_tables, "RESULTS", tmp_path / "new")
     (tmp_path / "new" / "compare-easy.json").write_text(json.dumps(first))
     for by in compare_tables.BY:
         assert "`pyramiddrop`" in compare_tables.summary("easy", by)
     assert compare_tables.full("easy").count("\n") == 2 + len(first["rows"])
+
+
+@pytest.mark.may_skip("rules before the decoder need a newer transformers than the oldest that is supported")
+@torch.inference_mode()
+def test_a_tower_that_looks_once_changes_no_answer():
+    pytest.importorskip("transformers", minversion="5.20")  # where rules before the decoder work
+    model = LlavaForConditionalGeneration.from_pretrained(PATH, dtype=torch.float32).eval()
+    tower, looks, saw = model.model.vision_tower, [], []
+    next(tower.children()).register_forward_hook(lambda *_: looks.append(1))
+    settings = compare.Settings(compare.Setup(), 1.5, 0.1)
+    ((_, inputs),) = compare._inputs(model, compare.questions(1))
+    ways = [compare.VANILLA, *compare.rules(None)]
+    watching = {name for name in ways if compare._asks_tower(name)}
+    assert watching == {"scope", "visionzip"}
+    for method in [name for name in ways if name not in watching]:
+        one = settings.of(method, 22, 0)
+        with Pruning(model, one) if one else nullcontext():
+            plain = model(**inputs).logits
+            with compare.looked_once(tower, saw):
+                assert torch.equal(model(**inputs).logits, plain), method
+    assert len(looks) == len(ways) - len(watching) + 1
+    assert "forward" not in vars(tower)
 
 
 def test_unknown_rules_are_refused(tmp_path, capsys):
