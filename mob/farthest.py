@@ -173,9 +173,8 @@ def _one(units: Tensor, taken: Tensor, bounds: Tensor, K: int, stop: float | Non
     taken, bounds = taken.clone(), bounds.clone()
     steps = K - int(taken.sum())
     centres = units.new_empty(steps, units.shape[1], dtype=torch.float64)
-    known = torch.zeros(
-        len(units), dtype=torch.int64, device=units.device
-    )  # new centres that a token's bound takes into account
+    # How many of the new centres a token's bound takes into account.
+    known = torch.zeros(len(units), dtype=torch.int64, device=units.device)
     step, products, stopped = 0, 0, False
     while step < steps and not stopped:
         if products > _PATIENCE * steps * len(units):
