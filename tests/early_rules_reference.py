@@ -10,7 +10,7 @@ import torch
 from reference import cosine
 
 
-def slow_cdpruner(visual, words, K, negative=True, theta=None):
+def slow_cdpruner(visual, words, K, negative=False, theta=None):
     """The next token is the one that makes the determinant of the chosen part of the kernel largest."""
     n = len(visual)
     r = [np.mean([cosine(v, w) for w in words]) * (-1 if negative else 1) if len(words) else 1.0 for v in visual]

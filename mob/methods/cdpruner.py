@@ -22,16 +22,16 @@ class CDPruner:
     """Greedy MAP of the kernel diag(r) S diag(r): S the cosines of projected features, r each token's relevance.
 
     The paper's relevance comes from the text tower that was trained with the vision tower, which LLaVA checkpoints and
-    most other models do not have. Here it is the model's own, as in OpenVINO's port: the negative mean cosine of a
-    feature to the prompt's word embeddings, brought to 0..1 within each picture (the release does so over the batch).
-    The sign is the published one: patches of CLIP resemble texts of what they do not show. Without a prompt, or where
-    all tokens are equally relevant, r = 1, which is pure diversity.
+    most other models do not have. Here it is the model's own, as in OpenVINO's port: the mean cosine of a feature to
+    the prompt's word embeddings, brought to 0..1 within each picture (the release does so over the batch). Without a
+    prompt, or where all tokens are equally relevant, r = 1, which is pure diversity.
 
     Features of rank below K: once what is left has no variance of its own, the first tokens in order are taken.
 
     Attributes:
         theta: in [0, 1), replaces r by exp(theta / (2 (1 - theta)) * r); None: r itself.
-        negative: the published sign; False for word embeddings that resemble what a patch shows.
+        negative: the other sign, which the release gives to cosines of CLIP's towers, because its patches resemble
+            texts of what they do not show. Word embeddings have no such habit, and the port leaves the sign alone too.
     """
 
     early = True
@@ -40,7 +40,7 @@ class CDPruner:
     objective = "both"
 
     theta: float | None = None
-    negative: bool = True
+    negative: bool = False
 
     def __post_init__(self) -> None:
         if self.theta is not None and (isinstance(self.theta, bool) or not 0 <= self.theta < 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,12 +68,26 @@ def part_of(view, rows):
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("options", [{}, {"negative": False}, {"theta": 0.5}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"negative": True}, {"theta": 0.5}], ids=str)
 def test_cdpruner(seed, options):
     view = view_of(L=0 if seed == 5 else 4, seed=seed)
     for K in (1, 5, 11):
         expected = slow_cdpruner(view.visual[0].numpy(), view.prompt[0].numpy(), K, **options)
         assert run("cdpruner", view, K, **options).indices[0].tolist() == expected
+
+
+def test_cdpruner_ranks_relevance_within_each_picture():
+    """A picture that resembles its question far more than its neighbour's does changes nothing there."""
+    for seed in range(6):
+        view = view_of(B=2, seed=seed)
+        near = view.visual.clone()
+        near[1] += 20 * view.prompt[1].mean(0)
+        view = replace(view, visual=near)
+        both = run("cdpruner", view, 5).indices
+        for row in (0, 1):
+            assert both[row].tolist() == run("cdpruner", part_of(view, [row]), 5).indices[0].tolist()
+            expected = slow_cdpruner(view.visual[row].numpy(), view.prompt[row].numpy(), 5)
+            assert both[row].tolist() == expected
 
 
 @pytest.mark.parametrize("seed", range(4))
