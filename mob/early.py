@@ -79,6 +79,7 @@ def shorten(
     keep, embeds, notes = choose(stages, settings, spans, embeds, tower, record)
     rest = {name: value for name, value in kwargs.items() if name not in used}
     fewer = {MODALITIES[k]: _fewer(out, k, kinds, keep, embeds, spans, notes) for k, out in _by_kind(outputs)}
+    fewer = {name: output for name, output in fewer.items() if output.pooler_output}  # a kind that is all gone
     rows = _rows(keep & real)
     positions = _positions(base, settings, kwargs, real, rows)
     short = {"input_ids": _rows_of(ids, rows, config), "attention_mask": (rows >= 0).to(torch.int64)}

@@ -78,6 +78,6 @@ def _turns(strength: list[Tensor], states: list[Tensor], seen: Tensor, said: Ten
 
 def _shares(count: int, there: Tensor) -> Tensor:
     """How many tokens each pivot takes, (B, P), ``count`` in all: equal numbers, one more for the first."""
-    number = there.sum(1, keepdim=True)
+    number = there.sum(1, keepdim=True).clamp_min(1)  # none: every key is NaN
     place = there.cumsum(1) - 1
     return torch.where(there, count // number + (place < count % number).long(), 0)

@@ -23,7 +23,7 @@ families = pytest.mark.parametrize("family", ours, ids=[family.name for family i
 some = pytest.mark.parametrize(
     "family", [FAMILIES[n] for n in ("llava", "llava_next", "qwen2_vl")], ids=lambda f: f.name
 )
-rules = pytest.mark.parametrize("method", ["cdpruner", "mmtok", "pooling", "scope", "visionzip"])
+rules = pytest.mark.parametrize("method", ["cdpruner", "divprune", "mmtok", "pooling", "scope", "visionzip"])
 
 
 def generate(model, inputs, **options):
@@ -62,14 +62,16 @@ def test_keeping_everything_is_bit_identical(family, method):
     assert same == plain and torch.equal(logits, same_logits)
 
 
-@some
+@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl", "llava_next_video"])
 @rules
-def test_every_budget(family, method, dtype=torch.bfloat16):
-    """From one token to all but one, in the dtype that models have."""
-    sample = family.samples()[0]
+@pytest.mark.parametrize("number, per_picture", [(0, True), (1, True), (1, False)], ids=["one", "two", "together"])
+def test_every_budget(name, method, number, per_picture, dtype=torch.bfloat16):
+    """From one token to all but one, in the dtype that models have; a picture or a video may lose all its tokens."""
+    family = FAMILIES[name]
+    sample = family.samples()[number]
     model, inputs, N = family.model(dtype), zoo.one(sample, dtype), sum(zoo.lengths(sample))
     for count in (1, 2, N // 2, N - 1):
-        with mob.prune(model, K=count, method=method) as pruning:
+        with mob.prune(model, K=count, method=method, per_picture=per_picture) as pruning:
             _, logits = generate(model, inputs, max_new_tokens=1)
         assert len(set(pruning.records[0].keep_indices)) == count and logits.isfinite().all()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
 
@@ -17,6 +18,9 @@ from transformers import (
 )
 
 import mob
+from mob.early import ENCODED
+from mob.methods import METHODS, create
+from mob.methods.base import is_early
 from tiny import (
     IMAGE,
     LONG_TEXT,
@@ -38,6 +42,22 @@ from tiny import (
 @pytest.fixture
 def model():
     return llava(torch.float32)
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"given", "codebook", "random"}))
+def test_a_broken_picture_beside_a_good_one(model, method):
+    """Of a picture that is NaN some K tokens stay; the good one is answered as if alone."""
+    if is_early(create(method)) and ENCODED not in inspect.signature(type(model.model).forward).parameters:
+        pytest.skip("this transformers takes no encoded pictures")
+    pixels = pictures(2, torch.float32)
+    pixels[0] = float("nan")
+    with mob.prune(model, K=6, method=method) as pruning:
+        both = logits(model, **inputs(ONE, ONE, pixels=pixels))
+        broken, good = pruning.records
+        pruning.clear()
+        alone = logits(model, **inputs(ONE, pixels=pixels[1:]))
+    assert broken.K == good.K == 6 and good.keep_indices == pruning.records[0].keep_indices
+    assert (both[1] - alone[0]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(
