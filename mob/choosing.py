@@ -50,6 +50,11 @@ def choose(
             if not row:
                 continue
             note = {"method": stage.name, "layer": 0, "N": sum(sizes[sample]), "K": sum(row)}
+            if (epsilon := getattr(stage.rule, "epsilon", None)) is not None:
+                note |= {
+                    "epsilon": epsilon,
+                    "K_max": sum(budget.K for budget in _parts(stage, settings, sizes)[sample]),
+                }
             if record:  # how far the farthest dropped token is from what stays: the covering bound grows by this
                 mine, left = whole[sample][before[sample]], embeds[sample][alive[sample]]
                 note["radius"] = float(hausdorff(mine, left)) if len(left) else None

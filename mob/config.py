@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mob.budget import ENDS, SCHEDULES, Budget, budget, check_keep, split
+from mob.budget import ENDS, SCHEDULES, Budget, budget, check_distance, check_flag, check_keep, split
 from mob.coupling.modes import TUNABLE, OnlineSplit
 from mob.covering import METRICS
 from mob.methods.base import Named, parse
@@ -85,8 +85,7 @@ class MoBConfig:
             _check_integer(name, getattr(self, name), low)
         for name in ("image_token_start_index", "image_token_length"):
             _check_integer(name, getattr(self, name), 0)
-        if not isinstance(self.per_picture, bool):
-            raise ValueError(f"per_picture={self.per_picture!r}: give True or False")
+        check_flag("per_picture", self.per_picture)
         if not isinstance(self.keep_newlines, bool) and self.keep_newlines != "rows":
             raise ValueError(f"keep_newlines={self.keep_newlines!r}: give True or False, or 'rows'")
         for name in ("Kp_ratio", "k_ratio", "alpha"):
@@ -111,7 +110,7 @@ class MoBConfig:
 
     def _check_adaptive(self) -> None:
         for name in ("tau", "spread", "epsilon"):
-            _check_distance(name, getattr(self, name))
+            check_distance(name, getattr(self, name))
         if self.epsilon is not None and self.K is None:
             raise ValueError("epsilon without K: set K, the most visual tokens to keep")
         if self.regime is None:
@@ -142,6 +141,8 @@ class MoBConfig:
                 close = difflib.get_close_matches(str(key), TUNABLE, n=1, cutoff=0.5)
                 hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(TUNABLE)}"
                 raise ValueError(f"online has no key {key!r}: {hint}")
+        if "drift" in given and self.tau is None:
+            raise ValueError("online: drift is measured from a calibrated tau: set tau, or leave drift out")
         return OnlineSplit(self.tau, self.spread, **given)
 
     def rules(self) -> tuple[list[Named], Named | None]:
@@ -159,8 +160,9 @@ class MoBConfig:
         asked = {**values, **({"regime": self.regime} if self.regime else {})}
         if strange := [name for name in asked if name not in known]:
             raise ValueError(f"rule {last.name!r} has no use for {' and '.join(strange)}: use method='mob', or drop it")
-        if twice := [name for name in ADAPTIVE if getattr(last.rule, name, None) and name in values]:
-            raise ValueError(f"{twice[0]} is set beside K and in options: keep the one beside K")
+        inside = [name for name in ADAPTIVE if getattr(last.rule, name, None)]
+        if wrong := [name for name in inside if name in values or name != "epsilon"]:
+            raise ValueError(f"{wrong[0]} is set in options: set it beside K")
         if not values:
             return early, late
         own = last._replace(rule=dataclasses.replace(last.rule, **values))
@@ -213,12 +215,12 @@ class MoBConfig:
 
 
 def overlay(saved: Mapping[str, Any] | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``MoB_config`` with another over it. What was said for a regime leaves with another method, or where K_p or k
-    are set in another way; and the other way round."""
+    """A ``MoB_config`` with another over it. The options of a method leave with it, and so does what was said for a
+    regime, which leaves too where K_p or k are set in another way; and the other way round."""
     names = {_ALIASES.get(key, key) for key in given}
     gone: set[str] = set()
     if "method" in given and given["method"] != (saved or {}).get("method", "mob"):
-        gone |= {*ADAPTIVE, "online"}
+        gone |= {*ADAPTIVE, "online", "options"}
     if names & {*_SIZES, "schedule"}:
         gone |= {"regime", "tau", "spread", "online"}
     if "regime" in given:
@@ -241,13 +243,6 @@ def _check_share(name: str, value: Any) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ValueError(f"{name}={value!r}: give a number between 0 and 1")
-
-
-def _check_distance(name: str, value: Any) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 2:
-        raise ValueError(f"{name}={value!r}: give a distance of unit rows, between 0 and 2")
 
 
 def _check_choice(name: str, value: Any, choices) -> None:

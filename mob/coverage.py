@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mob.tensors import places_of
+
 GRID = 2**30
 TAKEN = float("-inf")
 _CANDIDATES = 12  # columns that are brought up to date together
@@ -35,7 +37,7 @@ def cover(blocks: Sequence[Tensor], weights: Sequence[Tensor], K: int) -> Tensor
     wide = torch.float32 if blocks[0].device.type == "mps" else torch.float64  # which holds sums of integers exactly
     weights = [weight.to(wide).expand(-1, size) for weight in weights]
     way = _lazily if blocks[0].device.type == "cpu" else _at_once
-    return way(blocks, weights, K).logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, :K]
+    return places_of(way(blocks, weights, K), K)
 
 
 def _at_once(blocks: Sequence[Tensor], weights: Sequence[Tensor], K: int) -> Tensor:
@@ -79,5 +81,5 @@ def _one(columns: Sequence[Tensor], weights: Sequence[Tensor], K: int, taken: Te
 
 
 def _worth(more: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Gains, int64, in units of one row fully covered, weighed."""
+    """Gains, in the weights' dtype and in units of one row fully covered, weighed."""
     return sum(one.to(weight.dtype) / GRID * weight for one, weight in zip(more, weights, strict=True))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mob.farthest import NEVER, cosines, sample
+from mob.tensors import places_of
 
 METRICS = ("cosine", "euclidean")
 _SMALL = 2**18  # entries
@@ -97,7 +98,7 @@ def select(
     sure = _guaranteed(prompt, K_p, k, prompt_mask)
     stop = None if epsilon is None else epsilon**2 / 2  # |a-b|^2 = 2 (1 - cos)
     taken = visual_centers(units, centres, K, visual_mask, at_least=sure, at_most=most, stop=stop)
-    indices = taken.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, :K]
+    indices = places_of(taken, K)
     selection = Selection(indices, centres.gather(1, indices))
     if epsilon is not None:
         selection = Ragged(*selection, taken.gather(1, indices))
@@ -214,7 +215,7 @@ def _first_center(units: Tensor, real: Tensor, needed: Tensor) -> Tensor:
 
 def _distance_to(units: Tensor, taken: Tensor, most: int) -> Tensor:
     """1 - cosine to the nearest taken token, float32 (B, N). At most ``most`` tokens are taken in a row."""
-    order = taken.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, :most]
+    order = places_of(taken, most)
     nearest = cosines(units, units.gather(1, order[..., None].expand(-1, -1, units.shape[-1])))
     return 1 - nearest.masked_fill(~taken.gather(1, order)[:, None], NEVER).amax(-1)
 

@@ -22,7 +22,7 @@ from mob.anatomy import Anatomy
 from mob.methods import needs_of
 from mob.plan import PER_TOKEN
 from mob.spans import Spans
-from mob.tensors import places_of, take
+from mob.tensors import on_device, places_of, take
 
 ATTENTION, OWN_ATTENTION, KEYS, EMBEDDINGS = "attention", "own attention", "keys", "embeddings"
 _HANDS_OVER = "mob_hands_over"  # the name of an attention function
@@ -359,6 +359,6 @@ def _map_tensors(given: dict[str, Any], device: torch.device) -> dict[str, Any]:
 def probes(source: Source, samples: Sequence[int], places: Tensor, counts: Sequence[int]) -> Probe:
     """The probe of a view of these samples, whose visual tokens are at ``places`` (n, N); ``counts`` are the prompt
     tokens of every sample of the batch."""
-    rows = torch.tensor(samples, device=places.device)
+    rows = on_device(samples, places.device)
     questions = places_of(source.prompt[rows], max(counts[sample] for sample in samples))
     return Probe(source, rows, places, questions)

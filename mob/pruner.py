@@ -160,13 +160,12 @@ class Pruning:
     def _early(self, settings: MoBConfig) -> list[EarlyStage]:
         """The stages before the decoder, none when pruning is off."""
         early, late = settings.rules()
-        stages = []
-        for one in early:
-            K = settings.K if one.K is None and late is None and one is early[-1] else one.K
-            if K is None and not getattr(one.rule, "adaptive", False):
-                return []
-            stages.append(EarlyStage(one.name, one.rule, K))
-        return stages
+        decides = [getattr(one.rule, "adaptive", False) for one in early]  # itself, how many
+        if settings.K is None and not (all(decides) or (late is None and decides[-1])):
+            return []
+        return [
+            EarlyStage(one.name, one.rule, settings.K if late is None and one is early[-1] else one.K) for one in early
+        ]
 
     def shorten(self, kwargs: dict, answer: Tensor | None = None) -> Shorter | None:
         """What a call with pictures becomes by the stages before the decoder; None to leave it alone."""
@@ -184,6 +183,11 @@ class Pruning:
         shorter = self.shorten(given, answer)
         if shorter is None:
             return args, kwargs, answer, None
+        if given.get("past_key_values") is not None:
+            raise ValueError(
+                "after a rule before the decoder only generate knows how to go on with a cache: call model.generate, "
+                "or leave past_key_values out"
+            )
         if answer is not None:
             answer = answer.gather(1, shorter.rows.clamp_min(0).to(answer.device))
         # A cache would hold the short prompt, and nobody outside knows: generate is the way to go on.
@@ -213,7 +217,7 @@ class Pruning:
             self._warn_of_other_span(settings, spans)
         stages = self._stages(settings, spans)
         if self.record and (past == 0 or any(spans.visual_counts)):
-            self._recorder.open(spans, stages, settings.method, len(self._anatomy.layers))
+            self._recorder.open(spans, stages, settings.method, len(self._anatomy.layers), settings.regime)
         if all(budget.identity for stage in stages for budget in stage.budgets):
             return self._go_on(cache, length, past)
         self._anatomy.check_window(cache, length)

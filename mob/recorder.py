@@ -60,6 +60,7 @@ class _Pass:
     stages: tuple
     method: str = "mob"
     depth: int = 0
+    regime: str | None = None
     groups: list[_Group] = field(default_factory=list)
     asked: list[tuple[list[tuple[int, int]], dict[str, torch.Tensor]]] = field(default_factory=list)
 
@@ -78,9 +79,9 @@ class Recorder:
     def __reduce__(self) -> tuple:
         return Recorder, ()
 
-    def open(self, spans: Spans, stages: tuple, method: str, depth: int) -> None:
+    def open(self, spans: Spans, stages: tuple, method: str, depth: int, regime: str | None) -> None:
         """A pass through a decoder of ``depth`` layers begins."""
-        self._current.value = _Pass(spans.pictures, stages, method, depth)
+        self._current.value = _Pass(spans.pictures, stages, method, depth, regime)
         self._keep_if_whole()
 
     @contextmanager
@@ -141,6 +142,7 @@ def _finish(one: _Pass) -> list[RetainedPatches]:
     for sample, pictures in enumerate(one.pictures):
         source = origin(pictures)
         budget, layer, method = _last(one, sample, source)
+        balanced = bool(one.stages) and getattr(one.stages[-1].rule, "balanced", False)
         everything = list(range(len(source.cells))), [False] * len(source.cells), [None] * 3, None
         indices, centres, (eta, eps_p, eps_v), milliseconds = chosen.get(sample, everything)
         kept = [source.cells[i] for i in indices]
@@ -158,8 +160,8 @@ def _finish(one: _Pass) -> list[RetainedPatches]:
                 depth=one.depth,
                 N=source.N,
                 K=len(indices),
-                K_p=sum(adaptive["K_p"]) if "K_p" in adaptive else budget.K_p,
-                k=max(adaptive["k"]) if "k" in adaptive else budget.k,
+                K_p=sum(adaptive["K_p"]) if "K_p" in adaptive else budget.K_p if balanced else sum(centres),
+                k=max(adaptive["k"]) if "k" in adaptive else budget.k if balanced else 1,
                 layer=layer,
                 method=method,
                 eta=eta,
@@ -189,8 +191,8 @@ def _asked(one: _Pass) -> dict[int, dict[str, list]]:
 def _adaptive(one: _Pass, sample: int, asked: dict[str, list]) -> dict:
     """What a budget that adapts was set to, and came to; {} where none does."""
     stage = one.stages[-1]
-    out = {name: getattr(stage.rule, name, None) for name in ("regime", "tau", "spread", "epsilon")}
-    if out["regime"] is None or out["tau"] is None:
+    out = {"regime": one.regime} | {name: getattr(stage.rule, name, None) for name in ("tau", "spread", "epsilon")}
+    if out["tau"] is None:
         del out["spread"]
     if out["epsilon"] is not None:
         out["K_max"] = stage.budgets[sample].K

@@ -1,10 +1,10 @@
 """``python -m mob.coupling calibrate LOGS... --save FOLDER``: what lies between strong and weak, from your own logs.
 
 Reads eta of every sample that was pruned: logs of lmms-eval or llava.eval with --log-retained-patches, or what
-run_llava --save-record wrote. Any rule and K will do, but the layer, and the rules before the decoder, must be those
-that are to be used. Finds two modes (mob/coupling/modes.py says how) and prints tau and spread; where there are not
-two, says why, and saves nothing unless told to. --save takes a model's folder, whose config.json gets the regime, or a
-.json file for --mob-config. Exit code 1: there are not two modes; 2: something that is wrong.
+run_llava --save-record wrote. Any rule and K will do, but the layer, and the rules before the decoder with their
+numbers, must be those that are to be used. Finds two modes (mob/coupling/modes.py says how) and prints tau and spread;
+where there are not two, says why, and saves nothing unless told to. --save takes a model's folder, whose config.json
+gets the regime, or a .json file for --mob-config. Exit code 1: there are not two modes; 2: something that is wrong.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from mob.record import RetainedPatches
 _BARS, _PLAIN, _BINS = " ▁▂▃▄▅▆▇█", " .:-=+*#@", 48
 
 
-def etas(records: Sequence[RetainedPatches]) -> tuple[list[float], Counter[str]]:
-    """Eta of every picture that was pruned, and how many samples were left out for which reason.
+def etas(records: Sequence[RetainedPatches]) -> tuple[list[float], Counter[str], int | None]:
+    """Eta of every picture that was pruned, how many samples were left out for which reason, and the layer.
 
     A sample's own eta is that of all its pictures together, which is not what a rule sees of each: of several pictures
     only those of a run with regime "auto" are used, which logs them one by one.
@@ -52,7 +52,7 @@ def etas(records: Sequence[RetainedPatches]) -> tuple[list[float], Counter[str]]
     if len(where) > 1:
         names = sorted(f"layer {layer}" + "".join(f" after {name}" for name in rules) for layer, *rules in where)
         raise ValueError(f"records of {' and '.join(names)}: eta differs between them, give logs of one")
-    return values, left
+    return values, left, next(iter(where))[0] if where else None
 
 
 def histogram(values: Sequence[float], tau: float, bars: str = _BARS) -> list[str]:
@@ -76,12 +76,13 @@ def report(values: Sequence[float], modes: Modes, bars: str) -> list[str]:
 
 
 def save(target: Path, found: dict[str, Any]) -> Path:
-    """Write regime, tau and spread into the MoB_config of a model's folder, or into a .json that holds one.
+    """Write regime, tau, spread and layer into the MoB_config of a model's folder, or into a .json that holds one.
 
     All else stays, but for what sets K_p or k in another way. Returns the file.
 
     Raises:
-        ValueError: no such folder, or a file that is not JSON, or whose MoB_config is wrong.
+        ValueError: no such folder, or a file that is not JSON, or whose MoB_config is wrong, prunes at another layer
+            or by a rule that has no regime.
     """
     inside = target.is_dir()
     file = target / "config.json" if inside else target
@@ -93,8 +94,14 @@ def save(target: Path, found: dict[str, Any]) -> Path:
             raise ValueError("no JSON object")
     except (OSError, ValueError) as error:
         raise ValueError(f"--save {target}: cannot read {file} ({error}); give a model's folder") from None
-    new = overlay(whole.get("MoB_config") if inside else whole, found)
-    MoBConfig.from_dict(new)
+    old = (whole.get("MoB_config") if inside else whole) or {}
+    if (other := MoBConfig.from_dict(old).l_idx) not in (None, found["l_idx"]):
+        raise ValueError(
+            f"--save {target}: it prunes at layer {other}, these logs are of layer {found['l_idx']}, where eta is "
+            "another: give logs of the layer that is to be used"
+        )
+    new = overlay(old, found)
+    MoBConfig.from_dict(new).rules()
     text = json.dumps({**whole, "MoB_config": new} if inside else new, indent=2) + "\n"
     beside = file.with_name(f".{uuid.uuid4().hex}.part")
     try:
@@ -111,7 +118,7 @@ def save(target: Path, found: dict[str, Any]) -> Path:
 def calibrate(args: argparse.Namespace) -> int:
     """Read, split, say, save. Raises ValueError."""
     reading = read(args.logs)
-    values, left = etas([record for sample in reading.samples for record in sample.records])
+    values, left, layer = etas([record for sample in reading.samples for record in sample.records])
     for reason, count in left.items():
         print(f"{count} samples left out {reason}")
     if not values:
@@ -126,7 +133,7 @@ def calibrate(args: argparse.Namespace) -> int:
             print("Nothing is saved; --force does it all the same." if args.save else "--save would need --force.")
             return 1
     if args.save:
-        found = {"regime": AUTO, "tau": round(modes.tau, 6), "spread": round(modes.spread, 6)}
+        found = {"regime": AUTO, "tau": round(modes.tau, 6), "spread": round(modes.spread, 6), "l_idx": layer}
         print(f"written to {save(args.save, found)}: {json.dumps(found)}")
     return 0
 

@@ -127,16 +127,18 @@ class OnlineSplit:
     Attributes:
         tau0, spread0: calibrated ones, which hold until the warm-up is over; None: there is no threshold until then.
         window: how many of the last etas are looked at.
-        warm_up: how many must have come before the threshold may move.
+        warm_up: how many must have come before the threshold may move. It moves where every second eta of the window
+            shows two modes, and so do those between: what is tested again and again needs more than one test at 5 %.
         hysteresis: it moves only to where it is farther than this from the old one.
         drift: and never farther than this from ``tau0``, if there is one.
-        tau, spread: the current ones. Where the window does not show two modes they stay.
+        tau, spread: the current ones. Where the window does not show two modes they stay; a calibrated tau keeps its
+            spread.
     """
 
     tau0: float | None = None
     spread0: float | None = None
     window: int = 512
-    warm_up: int = 64
+    warm_up: int = 128
     hysteresis: float = 0.01
     drift: float = 0.1
     tau: float | None = field(init=False)
@@ -147,8 +149,8 @@ class OnlineSplit:
     def __post_init__(self) -> None:
         for name in ("window", "warm_up"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < FEWEST:
-                raise ValueError(f"online: {name}={value!r}: give an integer, at least {FEWEST}")
+            if isinstance(value, bool) or not isinstance(value, int) or value < 2 * FEWEST:
+                raise ValueError(f"online: {name}={value!r}: give an integer, at least {2 * FEWEST}")
         if self.warm_up > self.window:
             raise ValueError(f"online: warm_up={self.warm_up} with window={self.window}: it would never be over")
         for name in ("hysteresis", "drift"):
@@ -174,18 +176,19 @@ class OnlineSplit:
             self._etas.extend(value for value in values if math.isfinite(value))
             fresh = True
         if fresh and len(self._etas) >= self.warm_up:
-            self._move(split(list(self._etas)))
+            self._move(list(self._etas))
         return self.tau, self.spread
 
-    def _move(self, modes: Modes) -> None:
-        if not modes.separated:
+    def _move(self, values: list[float]) -> None:
+        modes = split(values)
+        if not all(part.separated for part in (modes, split(values[::2]), split(values[1::2]))):
             return
         wanted = modes.tau
         if self.tau0 is not None:
             wanted = min(max(wanted, self.tau0 - self.drift), self.tau0 + self.drift)
         if self.tau is None or abs(wanted - self.tau) > self.hysteresis:
             self.tau = wanted
-            self.spread = modes.spread if self.spread0 is None else self.spread0
+            self.spread = modes.spread if self.tau0 is None else self.spread0
 
 
 # What a user may set of it.

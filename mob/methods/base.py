@@ -116,6 +116,8 @@ class Rule(Protocol):
     "preservation" or "both"), ``needs``, what it looks at besides hidden states (see ``mob.probe``), and where that is
     not one layer that the user chooses, ``where`` and the number of ``stages``.
 
+    ``balanced = True`` says that a rule follows K_p and k of its budget; of others, records count the prompt centres.
+
     A rule with ``plan(N, K, depth) -> [(layer, tokens left), ...]`` has a schedule of its own, one or several stages;
     each asks ``select`` with what the stage before left as N. ``select`` may answer with ``Recycled``; in its last
     stage with ``Ragged`` or ``Adapted``, of which fewer than K are kept.
@@ -200,6 +202,8 @@ def parse(method: str, options: Mapping[str, Any] | None = None) -> tuple[list[N
     late = [one for one in rules if not is_early(one.rule)]
     if len(late) > 1 or rules != early + late:
         raise ValueError(f"method={method!r}: name rules before the decoder first, and at most one within it, last")
+    if rules[-1].K is not None:
+        raise ValueError(f"method={method!r}: K of its last rule is the K beside method, not in options")
     for one in rules[:-1]:
         if one.K is None and not getattr(one.rule, "adaptive", False):
             example = {one.name: {"K": 0.5}}
@@ -238,7 +242,7 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Rule:
 
 def unknown(name: object) -> str:
     """What to say of a name that no rule has."""
-    close = difflib.get_close_matches(str(name), list(METHODS), n=1)
+    close = difflib.get_close_matches(str(name).lower(), list(METHODS), n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known rules: {', '.join(sorted(METHODS))}"
     return f"no pruning rule named {name!r}: {hint}"
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mob.budget import Budget
+from mob.budget import Budget, check_flag
 from mob.covering import Selection, cosines, unit_rows
 from mob.methods.base import SpanView, register
+from mob.tensors import places_of
 
 TOLERANCE = 2.0**-18  # of a token's own variance: below it, what is left is rounding
 TAKEN = float("-inf")
@@ -45,8 +46,7 @@ class CDPruner:
     def __post_init__(self) -> None:
         if self.theta is not None and (isinstance(self.theta, bool) or not 0 <= self.theta < 1):
             raise ValueError(f"theta={self.theta!r}: give a number from 0 to below 1, or None")
-        if not isinstance(self.negative, bool):
-            raise ValueError(f"negative={self.negative!r}: give True or False")
+        check_flag("negative", self.negative)
 
     @torch.no_grad()
     def select(self, view: SpanView, budget: Budget) -> Selection:
@@ -89,4 +89,4 @@ def greedy(similar: Tensor, r: Tensor, K: int) -> Tensor:
         part = torch.where(best > 0, rest / best.clamp_min(torch.finfo(r.dtype).tiny).sqrt(), 0.0)
         factor[:, step] = part
         variance = variance - part * part
-    return taken.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, :K]
+    return places_of(taken, K)

@@ -10,6 +10,7 @@ from torch import Tensor
 from mob.budget import Budget
 from mob.covering import Selection, cosines, unit_rows
 from mob.methods.base import Depth, SpanView, register
+from mob.tensors import places_of
 
 PIVOTS = 4  # of each kind
 
@@ -57,7 +58,7 @@ class DART:
         for turn in range(pivots.shape[1]):
             rank = likeness[:, turn].masked_fill(taken, 2.0).argsort(dim=1, stable=True).argsort(dim=1)
             taken = taken | (rank < shares[:, turn, None])
-        indices = taken.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, : budget.K].contiguous()
+        indices = places_of(taken, budget.K)
         return Selection(indices, torch.zeros_like(indices, dtype=torch.bool))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mob.budget import Budget, between
+from mob.budget import Budget, between, check_distance
 from mob.budget import budget as budget_of
 from mob.coupling import hausdorff, weak_weight
 from mob.covering import Ragged, Selection, select
@@ -26,6 +26,7 @@ class MoB:
 
     paper = "MoB, NeurIPS 2025, arXiv 2505.10118"
     objective = "both"
+    balanced = True
 
     regime: str | None = None
     tau: float | None = None
@@ -35,6 +36,8 @@ class MoB:
     def __post_init__(self) -> None:
         if self.regime not in (None, AUTO):
             raise ValueError(f"regime={self.regime!r} of a rule: give 'auto'; others are settings of MoBConfig")
+        for name in ("tau", "spread", "epsilon"):
+            check_distance(name, getattr(self, name))
 
     def select(self, view: SpanView, budget: Budget) -> Selection | Ragged | Adapted:
         """Adapted with "auto"; else Ragged with ``epsilon``, a Selection without."""

@@ -21,10 +21,11 @@ class Pooling:
     """Means over K cells of the grid: 24 x 24 tokens and K = 64 are cells of 3 x 3.
 
     Rows and columns divide as in adaptive average pooling, where windows that do not come out even share tokens. K is
-    laid out as h x w cells, as square as they go; where K has no such divisors, rows of cells take turns in having one
-    cell more, so that any K can be had. A cell stands where the median of its members stood, halves rounded up. Several
-    views share K in proportion to their tokens. Newlines, and tokens without a place in a grid, are not averaged: they
-    leave first, and stay, in order, only where K is more than there are cells.
+    laid out as h x w cells, as square as they go; where K has no divisors whose cells are at most twice as long as
+    wide, rows of cells take turns in having one cell more, so that any K can be had (ours; others refuse such K). A
+    cell stands where the median of its members stood, halves rounded up. Several views share K in proportion to their
+    tokens. Newlines, and tokens without a place in a grid, are not averaged: they leave first, and stay, in order, only
+    where K is more than there are cells.
     """
 
     early = True

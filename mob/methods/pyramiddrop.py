@@ -20,8 +20,9 @@ class PyramidDrop:
     """At layers 8, 16 and 24 of 32 the tokens that the last token of the prompt attends to, by the layer about to run.
 
     Every stage keeps the same share, and K is what the last one leaves: K = 0.125 gives the published 1/2, 1/4, 1/8 of
-    the original N. Layers can be moved by ``layers``: with the published ones the mean over layers is never below N / 4
-    (144 of 576), so lower means need earlier layers, which is then to be said with the numbers.
+    the original N, to within a token (the release cuts fractions off; here the last number is exact). Layers can be
+    moved by ``layers``: with the published ones the mean over layers is never below N / 4 (144 of 576), so lower means
+    need earlier layers, which is then to be said with the numbers.
 
     Unlike the release, which numbers kept tokens afresh, they keep their positions, and a query is one row, not a map.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mob.budget import Budget
+from mob.budget import Budget, check_flag
 from mob.covering import Selection
 from mob.methods.base import SpanView, register
 
@@ -23,6 +23,11 @@ class Random:
 
     seed: int = 0
     early: bool = False
+
+    def __post_init__(self) -> None:
+        check_flag("early", self.early)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"seed={self.seed!r}: give an integer of at most 64 bits")
 
     def select(self, view: SpanView, budget: Budget) -> Selection:
         # Drawn on the CPU: the same numbers on every device, and no synchronisation.

@@ -12,6 +12,7 @@ from mob.budget import Budget, round_half_up
 from mob.covering import Selection
 from mob.methods.base import Depth, Recycled, SpanView, highest, register
 from mob.methods.schedules import PUBLISHED_TOKENS, check_layers, interpolated, layers_of
+from mob.tensors import places_of
 
 LAYERS = (3, 7, 16)  # after layers 2, 6 and 15 have run
 # Kept after each stage, by the nominal budget, which is about the mean over the layers.
@@ -74,7 +75,7 @@ class SparseVLM:
         into = torch.full_like(order, -1).scatter(1, order[:, :own], order[:, :own])
         into = into.scatter(1, spare, spare.gather(1, cluster))
         kept = torch.zeros_like(into, dtype=torch.bool).scatter(1, order[:, :own], True).scatter(1, spare, centres)
-        indices = kept.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, : budget.K].contiguous()
+        indices = places_of(kept, budget.K)
         return Recycled(indices, torch.zeros_like(indices, dtype=torch.bool), into)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mob.budget import Budget
+from mob.budget import Budget, check_distance, check_flag
 from mob.covering import Ragged, Selection, select
 from mob.methods.base import SpanView, register
 
@@ -21,6 +21,10 @@ class Visual:
 
     early: bool = False
     epsilon: float | None = None
+
+    def __post_init__(self) -> None:
+        check_flag("early", self.early)
+        check_distance("epsilon", self.epsilon)
 
     def select(self, view: SpanView, budget: Budget) -> Selection | Ragged:
         return select(view.visual, view.prompt[:, :0], budget.K, 0, 1, metric=view.metric, epsilon=self.epsilon)

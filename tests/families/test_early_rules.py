@@ -77,6 +77,26 @@ def test_every_budget(name, method, number, per_picture, dtype=torch.bfloat16):
 
 
 @some
+def test_a_cache_of_a_plain_pass_is_refused(family):
+    """It would hold the short prompt, and whoever goes on with it would count positions from there."""
+    model, inputs = family.model(torch.float32), zoo.one(family.samples()[0], torch.float32)
+    with mob.prune(model, K=K, method="divprune"), torch.no_grad():
+        with pytest.raises(ValueError, match="call model.generate"):
+            model(**inputs, past_key_values=zoo.transformers.DynamicCache())
+        assert model(**inputs, use_cache=True).past_key_values is None
+
+
+@some
+def test_without_K_nothing_is_pruned(family):
+    """Also where the options say how many a rule before the decoder keeps."""
+    model, inputs = family.model(torch.float32), zoo.one(family.samples()[0], torch.float32)
+    plain, logits = generate(model, inputs)
+    with mob.prune(model, method="divprune+mob", options={"divprune": {"K": 4}}) as pruning:
+        same, same_logits = generate(model, inputs)
+    assert same == plain and torch.equal(logits, same_logits) and not pruning.records
+
+
+@some
 @rules
 def test_before_and_within_the_decoder(family, method):
     """Half before, then MoB; what MoB keeps are places that were left."""

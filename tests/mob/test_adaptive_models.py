@@ -36,6 +36,7 @@ from tiny import NONE, ONE, PATCHES, TWO, batch, llava, pictures, prompt
         ({"regime": "strong", "schedule": "weak"}, "schedule both set"),
         ({"regime": "auto", "online": {"windwo": 100}}, "did you mean 'window'"),
         ({"regime": "auto", "online": {"window": 100, "warm_up": 200}}, "never be over"),
+        ({"regime": "auto", "online": {"drift": 0.1}}, "drift is measured from a calibrated tau"),
         ({"regime": "auto", "online": 3}, "give True or False"),
         ({"epsilon": 2.5}, "between 0 and 2"),
         ({"epsilon": 1.0, "K": None}, "epsilon without K"),
@@ -52,7 +53,16 @@ def test_wrong_settings_are_one_line(wrong, message):
     [
         ({"regime": "weak", "method": "visual"}, "no use for regime"),
         ({"epsilon": 1.0, "method": "random"}, "'random' has no use for epsilon"),
-        ({"epsilon": 1.0, "options": {"epsilon": 0.5}}, "keep the one beside K"),
+        ({"epsilon": 1.0, "options": {"epsilon": 0.5}}, "epsilon is set in options: set it beside K"),
+        ({"options": {"regime": "auto", "tau": 1.2}}, "regime is set in options: set it beside K"),
+        ({"options": {"tau": 3.0}}, "tau=3.0: give a distance"),
+        ({"options": {"epsilon": True}}, "epsilon=True: give a distance"),
+        ({"method": "random", "options": {"seed": 1.5}}, "seed=1.5: give an integer"),
+        ({"method": "visual", "options": {"early": "no"}}, "early='no': give True or False"),
+        (
+            {"method": "divprune+mob", "options": {"divprune": {"K": 9}, "mob": {"K": 3}}},
+            "K of its last rule is the K beside",
+        ),
         ({"options": {"regime": "weak"}}, "settings of MoBConfig"),
     ],
 )
@@ -77,6 +87,9 @@ def test_what_is_asked_for_later_replaces_what_it_contradicts():
     assert overlay(saved, {"Kp_ratio": 0.5}) == {"K": 9, "l_idx": 3, "Kp_ratio": 0.5}
     assert overlay(saved, {"method": "random"}) == {"K": 9, "l_idx": 3, "method": "random"}
     assert overlay(saved, {"regime": "weak"}) == {**saved, "regime": "weak"}
+    dart = {"K": 9, "method": "dart", "options": {"published": True}}
+    assert overlay(dart, {"method": "mob"}) == {"K": 9, "method": "mob"}
+    assert overlay(dart, {"method": "dart", "K": 5}) == {**dart, "K": 5}
     assert overlay({"K": 9, "kp_ratio": 0.5, "schedule": "weak"}, {"regime": "strong"}) == {"K": 9, "regime": "strong"}
 
 
@@ -224,15 +237,50 @@ def test_a_rule_that_answers_unevenly_does_so_last():
 def test_online_follows_the_passes_before():
     model = llava(torch.float32)
     inputs = {**batch(ONE), "pixel_values": pictures(1, torch.float32)}
-    with mob.prune(model, K=8, regime="auto", online={"window": 60, "warm_up": 50}) as pruning, torch.no_grad():
+    with mob.prune(model, K=8, regime="auto", online={"window": 120, "warm_up": 100}) as pruning, torch.no_grad():
         model(**inputs)
         first = pruning.records[-1]
         assert "tau" not in first.adaptive and (first.K_p, first.k) == (budget(16, 8).K_p, budget(16, 8).k)
         state = pruning._running
-        state.add(torch.tensor([0.5, 0.51, 0.52, 1.8, 1.81, 1.82] * 10))
+        state.add(torch.tensor([0.5, 0.51, 0.52, 1.8, 1.81, 1.82] * 20))
         model(**inputs)
     last = pruning.records[-1]
-    assert last.adaptive["tau"] == pytest.approx((0.52 + 1.8) / 2, abs=0.7) and len(last.adaptive["K_p"]) == 1
+    assert last.adaptive["tau"] == pytest.approx((0.52 + 1.8) / 2, abs=1e-6) and len(last.adaptive["K_p"]) == 1
+
+
+def test_online_sees_the_eta_of_every_picture():
+    model = llava(torch.float32)
+    with mob.prune(model, K=8, regime="auto", tau=1.2, online=True) as pruning, torch.no_grad():
+        for seed in range(4):
+            model(**batch(ONE, TWO), pixel_values=pictures(3, torch.float32, seed))
+        state = pruning._running
+    state.settle()
+    logged = [eta for one in pruning.records for eta in one.adaptive["eta"]]
+    assert len(logged) == 12 and list(state._etas) == pytest.approx(logged, abs=1e-6)
+
+
+def test_the_padding_of_a_prompt_has_no_part_in_eta():
+    """Prompts of unequal lengths with equal budgets: each as if alone."""
+    model, short, long = llava(torch.float32), prompt(1, "image", 30), prompt(1, 20, 21, "image", *range(30, 38))
+    pixels, alone = pictures(2, torch.float32), []
+    with mob.prune(model, K=8, regime="auto", tau=1.2, spread=0.1) as pruning, torch.no_grad():
+        model(**batch(short, long), pixel_values=pixels)
+        together = [(one.keep_indices, one.adaptive) for one in pruning.records]
+        for row, sample in enumerate((short, long)):
+            pruning.clear()
+            model(**batch(sample), pixel_values=pixels[row : row + 1])
+            alone += [(one.keep_indices, one.adaptive) for one in pruning.records]
+    for (kept, adaptive), (its, own) in zip(together, alone, strict=True):
+        assert kept == its and adaptive["K_p"] == own["K_p"]
+        assert adaptive["eta"] == pytest.approx(own["eta"], abs=1e-5)
+
+
+@pytest.mark.parametrize("regime", ["strong", "weak"])
+def test_fixed_regimes_are_logged(regime):
+    model = llava(torch.float32)
+    with mob.prune(model, K=8, regime=regime) as pruning, torch.no_grad():
+        model(**batch(ONE), pixel_values=pictures(1, torch.float32))
+    assert pruning.records[0].adaptive == {"regime": regime}
 
 
 def test_online_starts_at_the_calibrated_threshold():
