@@ -24,6 +24,7 @@ class Given:
 
     paper = "no rule: a choice that was made before"
     objective = "given"
+    balanced = True  # fed back with the K_p and k of the settings that it was made with
 
     indices: Sequence[int] | None = None
     prompt_center: Sequence[bool] | None = None
