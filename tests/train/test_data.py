@@ -84,6 +84,21 @@ def test_pictures_are_placed_as_at_inference(tmp_path):
     assert marked.turns[0].startswith("<im_start><image><im_end>\n")
 
 
+def test_lines_end_where_lines_end(tmp_path):
+    """A string may hold marks that Unicode calls line ends; and some editors write a mark of byte order."""
+    said_so = [{"id": n, "conversations": said(f"a{mark}b", "c")} for n, mark in enumerate("\u2028\u2029\x85")]
+    file = tmp_path / "data.jsonl"
+    file.write_text("\ufeff" + "\n".join(json.dumps(one, ensure_ascii=False) for one in said_so), encoding="utf-8")
+    assert [one.turns[0] for one in read_records(file, V1, Refusals("stop"))] == ["a\u2028b", "a\u2029b", "a\x85b"]
+
+
+def test_what_another_worker_has_named_is_not_named_again(tmp_path, capsys):
+    for _ in range(2):
+        Refusals("skip", tmp_path / "log.jsonl").add("record 3", BadSample("record 3 is no picture"))
+    assert capsys.readouterr().err.count("record 3") == 1
+    assert Refusals("skip", tmp_path / "log.jsonl").count() == 1
+
+
 def test_versions():
     assert conversation_for("v1") is V1 and conversation_for("plain").version == "plain"
     with pytest.raises(ValueError, match="--version v9: use one of"):

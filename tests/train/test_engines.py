@@ -76,6 +76,24 @@ def test_torchrun(world, tmp_path, flags):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "stage", [None, pytest.param(2, marks=needs_deepspeed), pytest.param(3, marks=needs_deepspeed)]
+)
+def test_one_process_with_pictures_and_one_without(world, tmp_path, stage):
+    """In every step; the same as one process with both."""
+    data = world.data("alternating", samples=6, texts=6)
+    records = json.loads(data.read_text())
+    data.write_text(json.dumps([record for pair in zip(records[:6], records[6:], strict=True) for record in pair]))
+    flags = (*FLAGS, "--group_by_modality_length", "False", "--train_sampling_strategy", "sequential")
+    flags += ("--per_device_train_batch_size", "1")
+    engine = ("--use_cpu", "False", "--deepspeed", config(tmp_path, stage)) if stage else ("--ddp_backend", "gloo")
+    two = launch(world.flags(tmp_path / "two", data, *flags, *engine), tmp_path / "answers.pt", tmp_path)
+    one = train(argv=world.flags(tmp_path / "one", data, *flags, "--gradient_accumulation_steps", "2"))
+    losses = [entry["loss"] for entry in one.state.log_history if "loss" in entry]
+    assert torch.allclose(torch.tensor(two["losses"]), torch.tensor(losses), atol=5e-3)
+
+
+@pytest.mark.slow
 def test_accelerate(world, tmp_path):
     """Its launcher sets up what a plain start sets up too."""
     data = world.data("engines", samples=6, texts=6)

@@ -18,6 +18,7 @@ from transformers import AutoProcessor
 import checkpoints
 from llava.model.builder import load_pretrained_model
 from llava.train.arguments import parse
+from llava.train.llava_trainer import keep_in_step
 from llava.train.saving import merged
 from llava.train.train import checkpoint_to_continue, train
 from mob.config import MoBConfig
@@ -63,6 +64,7 @@ def test_each_mode_learns_and_its_result_loads(world, scenes, tmp_path, mode, la
         stock = AutoProcessor.from_pretrained(out)
         inputs = stock(text="<image>", images=Image.new("RGB", (28, 28)), return_tensors="pt")
         assert (inputs["input_ids"] == model.config.image_token_id).sum() == 4 and inputs["pixel_values"].ndim == 4
+        assert stock.tokenizer.padding_side == "left"  # or a batch could not be generated from
     prompt, trained = ("USER: hi</s>", trainer.start.tokenizer)
     assert tokenizer(prompt)["input_ids"] == trained(prompt)["input_ids"]
 
@@ -256,6 +258,8 @@ def test_going_on_or_not(world, squares, tmp_path):
     train(argv=argv)
     assert checkpoint(argv).endswith("checkpoint-2")
     assert checkpoint([*argv, "--resume_from_checkpoint", "no"]) is None
+    shutil.copytree(tmp_path / "a/checkpoint-2", tmp_path / "a/checkpoint-2-backup")
+    assert checkpoint(argv).endswith("checkpoint-2")
     assert checkpoint([*argv, "--resume_from_checkpoint", str(tmp_path / "a/checkpoint-1")]).endswith("checkpoint-1")
     with pytest.raises(ValueError, match="no whole checkpoint"):
         checkpoint([*argv, "--resume_from_checkpoint", str(tmp_path)])
@@ -320,8 +324,6 @@ def test_quantised_models_learn_updates(world, squares, tmp_path, bits):
 
 def test_a_batch_of_text_uses_the_tower_without_weight(world, tmp_path):
     """What processes that train together need: gradients, all of them zero, for projector and row marks."""
-    from llava.train.llava_trainer import keep_in_step
-
     data = world.data("texts", samples=1, texts=4)
     tiles = ("--image_aspect_ratio", "anyres", "--image_grid_pinpoints", "[[28, 56]]")
     for flags in ((), tiles):
@@ -335,3 +337,16 @@ def test_a_batch_of_text_uses_the_tower_without_weight(world, tmp_path):
         assert torch.equal(before, after)
         changed = [p for n, p in model.named_parameters() if "projector" in n or "newline" in n]
         assert all(p.grad is not None and not p.grad.any() for p in changed)
+
+
+def test_text_and_pictures_go_the_same_way(world, tmp_path):
+    """ZeRO gathers weights in the order in which modules run: it must be the same in processes with and without."""
+    trainer = trainer_for(world.flags(tmp_path, world.data("texts", samples=1, texts=4)))
+    model, order = trainer.start.model.train(), []
+    keep_in_step(model)
+    for name, module in model.named_modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            module.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+    for numbers in ([0, 1], [1, 2]):
+        model(**trainer.data_collator([trainer.train_dataset[i] for i in numbers]))
+    assert order[: len(order) // 2] == order[len(order) // 2 :]

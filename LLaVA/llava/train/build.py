@@ -87,7 +87,7 @@ def prepare(model_args: ModelArguments, data_args: DataArguments, args: Training
             start = _ready(path, model_args, data_args, options)
         else:
             start = _assemble(path, raw, model_args, data_args, options)
-    start.tokenizer.padding_side = "right"
+    start.tokenizer.padding_side = "left"  # for those who generate with what is saved; the collator pads by itself
     start.tokenizer.model_max_length = args.model_max_length
     config = start.model.config
     config.tokenizer_model_max_length, config.tokenizer_padding_side = args.model_max_length, "right"

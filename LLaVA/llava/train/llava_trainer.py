@@ -223,23 +223,28 @@ class RandomK(TrainerCallback):
 def keep_in_step(model: Any) -> None:
     """Let tower and projector run, with no weight in the result, where a process has a batch of text only.
 
-    Engines wait for every process to use every parameter: one that skipped the tower would hang the others.
+    Engines wait for every process to use every parameter, and ZeRO in the same order too: embeddings, tower, projector,
+    layers. One that went another way would hang the others, or meet them with the wrong numbers.
     """
-    config = model.config
-    side = config.vision_config.image_size
+    config, base = model.config, model.model
+    side, text_only = config.vision_config.image_size, False
 
-    def run(base: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-        if not base.training or kwargs.get("pixel_values") is not None:
-            return output
-        weight = base.multi_modal_projector.linear_1.weight
-        blank = torch.zeros(1, 3, side, side, device=weight.device, dtype=base.vision_tower.dtype)
+    def note(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        nonlocal text_only
+        text_only = base.training and kwargs.get("pixel_values") is None
+
+    def run(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if not text_only:
+            return None
+        embeds = kwargs["inputs_embeds"]  # a look at a weight would make ZeRO-3 gather it
+        blank = torch.zeros(1, 3, side, side, device=embeds.device, dtype=base.vision_tower.dtype)
         states = base.vision_tower(blank, output_hidden_states=True).hidden_states
         layer = config.vision_feature_layer
         chosen = states[layer] if isinstance(layer, int) else torch.cat([states[i] for i in layer], -1)
         nothing = 0 * base.multi_modal_projector(chosen[:, :1]).sum()
         if getattr(base, "image_newline", None) is not None:
             nothing = nothing + 0 * base.image_newline.sum()
-        output["last_hidden_state"] = output["last_hidden_state"] + nothing.to(output["last_hidden_state"].dtype)
-        return output
+        return args, {**kwargs, "inputs_embeds": embeds + nothing.to(embeds.dtype)}
 
-    model.model.register_forward_hook(run, with_kwargs=True)
+    base.register_forward_pre_hook(note, with_kwargs=True)
+    base.language_model.register_forward_pre_hook(run, with_kwargs=True)

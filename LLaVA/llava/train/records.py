@@ -55,7 +55,7 @@ class Refusals:
         """
         if self.policy == STOP:
             raise BadSample(f"{error}; repair it, or leave such samples out with --on_bad_sample skip") from error
-        if name in self.names:
+        if name in self.names or name in self._logged():  # by another worker, or in an epoch before
             return
         self.names.add(name)
         if len(self.names) <= _SHOWN:
@@ -66,9 +66,12 @@ class Refusals:
 
     def count(self) -> int:
         """Samples skipped so far, by all processes where there is a log."""
+        return len(self._logged() or self.names)
+
+    def _logged(self) -> set[str]:
         if self.log is None or not self.log.exists():
-            return len(self.names)
-        return len({json.loads(line)["id"] for line in self.log.read_text().splitlines()})
+            return set()
+        return {json.loads(line)["id"] for line in self.log.read_text().splitlines()}
 
 
 def read_records(path: str | Path, conv: Conversation, refusals: Refusals, start_end: bool = False) -> list[Record]:
@@ -102,9 +105,10 @@ def read_records(path: str | Path, conv: Conversation, refusals: Refusals, start
 
 def _load(path: Path) -> list[Any]:
     try:
-        text = path.read_text()
-        values = [json.loads(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else None
-        values = json.loads(text) if values is None else values
+        text = path.read_text(encoding="utf-8-sig")  # with or without a mark of byte order
+        # Not splitlines, which also splits at marks that a string may hold as they are.
+        lines = [line for line in text.split("\n") if line.strip()]
+        values = [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(text)
     except OSError as error:
         raise ValueError(f"--data_path {path} cannot be read ({error.strerror}): check the path") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

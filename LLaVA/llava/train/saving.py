@@ -123,6 +123,8 @@ def save_processors(start: Start, folder: Path) -> None:
 
     LLaVA-1.6's needs an image processor of its own kind, which the original layout does not describe.
     """
+    # A tokenizer saves what it was made with, and the original layout's was made without a word about this.
+    start.tokenizer.init_kwargs["padding_side"] = start.tokenizer.padding_side
     start.tokenizer.save_pretrained(folder)
     start.image_processor.save_pretrained(folder)
     config = start.model.config

@@ -80,8 +80,10 @@ def checkpoint_to_continue(args: TrainingArguments) -> str | None:
         if not _whole(Path(asked)):
             raise ValueError(f"--resume_from_checkpoint {asked}: no whole checkpoint is there")
         return asked
-    found = [path for path in Path(args.output_dir).glob("checkpoint-*") if _whole(path)]
-    return str(max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if found else None
+    found = {
+        int(path.name[11:]): path for path in Path(args.output_dir).glob("checkpoint-*") if path.name[11:].isdigit()
+    }
+    return next((str(found[step]) for step in sorted(found, reverse=True) if _whole(found[step])), None)
 
 
 def _whole(folder: Path) -> bool:
@@ -101,6 +103,9 @@ def main(attn_implementation: str | None = None) -> int:
     transformers_logging.set_verbosity_warning()
     try:
         train(attn_implementation)
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except ValueError as error:
         # From a worker process it comes with that process's whole story; its last line is ours.
         print(f"error: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
