@@ -140,6 +140,7 @@ def test_training_continues_to_the_same_bytes_and_folders_belong_to_a_run(tmp_pa
         (["--no-grounding"], "ground_weight"),
         (["--start", str(PATH)], "start"),
         (["--seed", "1"], "seed"),
+        (["--steps", "9", "--lr", "0.5"], "steps, lr"),
     ):
         with pytest.raises(SystemExit):
             train(["--out", str(parts), *FLAGS, *more])

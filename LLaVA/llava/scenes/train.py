@@ -42,6 +42,9 @@ EARLY_SHARES = {"exist": 1.6, "shape": 1.3}
 # What is learnt by then gives way to reading and counting.
 _READING = {"exist": 1.6, "ocr": 2.0, "modeshape": 2.0, "modecolour": 2.0, "count": 4.0}
 LATE_SHARES = _READING | {"colour": 0.5, "shape": 0.8, "pattern": 0.3, "bgcolour": 0.3, "area": 1.3, "compare": 2.0}
+# With ``start``, what decides the result of a run.
+DECIDES = ("split", "ground_weight", "seed", "align_steps", "align_pictures", "align_lr", "steps", "pictures", "lr")
+DECIDES += ("evidence_steps", "evidence_lr")
 # Steps of the three stages by split, where the command names none.
 STEPS = {"easy": (700, 2700, 1000), "crowded": (600, 3000, 1000)}
 
@@ -109,11 +112,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def claim(args: argparse.Namespace) -> None:
     """Note in the folder what is trained there. ValueError where that is another model than last time."""
-    mine = {"split": args.split, "ground_weight": args.ground_weight, "seed": args.seed}
-    mine["start"] = str(args.start) if args.start else None
+    mine = {name: getattr(args, name) for name in DECIDES} | {"start": str(args.start) if args.start else None}
     note = args.out / "run.json"
     there = json.loads(note.read_text()) if note.exists() else mine
-    other = [name for name, value in mine.items() if there.get(name) != value]
+    other = [name for name, value in mine.items() if there.get(name, value) != value]
     if other:
         raise ValueError(f"{args.out} is a run with another {', '.join(other)} (run.json there): choose another --out")
     args.out.mkdir(parents=True, exist_ok=True)

@@ -72,7 +72,7 @@ class MobArguments:
     mob_Kp_ratio: float | None = _help("share of them that are prompt centres")
     mob_k_ratio: float | None = _help("covering fold, as a share of the prompt centres")
     mob_layer: int | None = _help("decoder layer at whose entry the others leave")
-    mob_method: str | None = _help("rule: mob, visual, prompt, random")
+    mob_method: str | None = _help("rule (mob); python -m mob.methods lists them")
     mob_schedule: str | None = _help("paper's schedule for what is not given: default, strong, weak")
     mob_per_picture: bool | None = _help("split the budget over the pictures of a sample")
     mob_keep_newlines: bool | None = _help("newline tokens of tiled pictures always stay")
