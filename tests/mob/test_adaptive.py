@@ -169,6 +169,17 @@ def test_a_batch_stops_where_its_samples_stop():
         assert listed(Ragged(*(part[row] for part in got))) == listed(alone)
 
 
+def test_exactly_at_the_radius_is_covered():
+    """cos = 1/2, on the grid exactly: a token at distance 1 of another."""
+    units = torch.tensor([[[1.0, 0.0], [0.5, 0.75**0.5]]])
+    taken = torch.tensor([[True, False]])
+    distance = (1 - cosines(units, units[:, :1])[..., 0]).masked_fill(taken, NEVER)
+    assert distance[0, 1] == 0.5
+    for stop, kept in ((0.5, 1), (0.4999, 2)):
+        found = [loop(taken, distance, 2, 1, make(units), stop) for make in (gram_rows, demanded_rows)]
+        assert [int(one.sum()) for one in (*found, in_blocks(units, taken, distance, 2, stop))] == [kept] * 3
+
+
 @pytest.mark.parametrize("stop", [0.05, 0.3, 0.6, 1.9])
 def test_all_ways_stop_alike(stop):
     units = unit_rows(rows(3, 80, 12))

@@ -11,7 +11,7 @@ import torch
 import mob
 from mob.budget import Budget
 from mob.methods import METHODS, create, parse
-from mob.methods.base import is_early
+from mob.methods.base import SpanView, is_early
 from mob.pruner import Stage
 from mob.record import RetainedPatches
 from tiny import (
@@ -276,6 +276,18 @@ def test_every_rule_keeps_exactly_K(model, method):
     expected = {"prompt": 7, "visual": 0, "random": 0}
     if method in expected:
         assert sum(pruning.records[0].prompt_center) == expected[method]
+
+
+def test_random_choice_is_random():
+    """Of 300 draws nearly all differ, every token comes equally often, and so does every pair of neighbours."""
+    N, K, draws = 20, 5, 300
+    view = SpanView(torch.zeros(1, N, 2), torch.zeros(1, 0, 2))
+    chosen = [create("random", {"seed": seed}).select(view, Budget(N, K, 0, 1)).indices[0] for seed in range(draws)]
+    assert len({tuple(one.tolist()) for one in chosen}) > 0.95 * draws
+    counts = torch.stack(chosen).flatten().bincount(minlength=N)
+    assert (counts - draws * K / N).abs().max() < 5 * (draws * K / N * (1 - K / N)) ** 0.5
+    neighbours = sum(int((one.diff() == 1).sum()) for one in chosen) / draws
+    assert neighbours == pytest.approx((N - 1) * K * (K - 1) / (N * (N - 1)), abs=0.2)
 
 
 def test_a_share_depends_on_the_sample(model):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,9 +11,10 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 import rules_reference as slow
+from mob.budget import Budget
 from mob.cost import cost, keep_for_mean, mean_tokens
 from mob.methods import METHODS, create
-from mob.methods.base import Depth
+from mob.methods.base import Depth, SpanView
 from mob.methods.sparsevlm import PUBLISHED, PUBLISHED_PLUS, density_peaks, merged, shares, spared, with_merged
 from mob.stages import schedule
 
@@ -38,6 +41,29 @@ def test_published_pyramid():
 def test_published_lists_of_sparsevlm(rule, lists, options):
     for counts in lists.values():
         assert plan(rule, counts[-1], **options) == list(zip((3, 7, 16), counts, strict=True))
+
+
+def test_between_the_published_lists_lie_straight_lines():
+    """Half way from (66, 34, 20) to (246, 54, 28), a quarter of it, below the first list, and above the last."""
+    assert plan("sparsevlm2", 24) == [(3, 156), (7, 44), (16, 24)]
+    assert plan("sparsevlm2", 22) == [(3, 111), (7, 39), (16, 22)]
+    assert plan("sparsevlm2", 10) == [(3, 33), (7, 17), (16, 10)]
+    assert plan("sparsevlm2", 347) == [(3, 438), (7, 388), (16, 347)]
+
+
+def test_sparsevlm_plus_listens_to_14_heads_of_32():
+    """Fourteen heads give most to the picture, and see tokens 0 to 4; the next ones see nothing but 10 to 14."""
+    heads = torch.ones(1, 32, 20)
+    heads[:, :14, :5] += 0.2
+    heads[:, 14:] = 0
+    heads[:, 14:, 10:15] = 4.0
+    probe = SimpleNamespace(
+        attention=lambda weights, unbiased: heads,
+        embeddings=lambda: (torch.ones(1, 20, 3), torch.ones(1, 20, dtype=torch.bool), torch.ones(1, 2, 3)),
+    )
+    view = SpanView(torch.ones(1, 20, 3), torch.ones(1, 2, 3), probe=probe)
+    chosen = create("sparsevlm2").select(view, Budget(20, 5, 0, 1))
+    assert chosen.indices.tolist() == [[0, 1, 2, 3, 4]]
 
 
 def test_merged_tokens_are_counted():
