@@ -69,6 +69,10 @@ def test_old_flags_are_translated(capsys):
         (("--mob_K", "0"), "keep at least one"),
         (("--lora_enable", "True", *PROJECTOR), "leave out --lora_enable"),
         (("--image_aspect_ratio", "anyres"), "no image_grid_pinpoints"),
+        (("--image_aspect_ratio", "wide"), "--image_aspect_ratio wide: use one of square, pad, anyres"),
+        (("--report_to", "clearml"), "--report_to clearml: it is not installed"),
+        (("--mm_use_im_start_end", "True", *PROJECTOR), "only a run of the whole model trains"),
+        (("--mm_use_im_start_end", "True", *LORA), "only a run of the whole model trains"),
     ],
 )
 def test_wrong_flags_are_one_line(world, squares, tmp_path, flags, message, monkeypatch):
@@ -104,3 +108,22 @@ def test_vicunas_generation_settings_can_be_saved(world, squares, tmp_path):
 def test_pinpoints():
     assert pinpoints("(1x1),...,(2x2)", 336) == [[336, 336], [336, 672], [672, 336], [672, 672]]
     assert pinpoints("[[336, 672]]", 336) == "[[336, 672]]" and pinpoints(None, 336) is None
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--mm_vision_select_layer", "-1"), "was made with -2"),
+        (("--mm_vision_select_feature", "cls_patch"), "was made with patch"),
+        (("--mm_projector_type", "linear"), "was made with mlp2x_gelu"),
+        (("--mm_use_im_start_end", "True"), "was made with none"),
+        (("--image_aspect_ratio", "anyres"), "treats pictures otherwise"),
+    ],
+)
+def test_flags_do_not_change_a_finished_model(world, squares, tmp_path, flags, message):
+    train(argv=world.flags(tmp_path / "one", squares, "--max_steps", "1"))
+    started = ("--model_name_or_path", str(tmp_path / "one"), "--mm_vision_select_layer", "-2", "--version", "llava_hf")
+    argv = world.flags(tmp_path / "two", squares, *started, base=False)
+    trainer_for(argv)
+    with pytest.raises(ValueError, match=message):
+        trainer_for([*argv, *flags])

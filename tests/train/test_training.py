@@ -251,6 +251,40 @@ def test_a_random_order_goes_on_too(world, tmp_path):
     assert same(weights(whole.start.model), weights(resumed.start.model))
 
 
+def test_a_finished_run_is_finished(world, squares, tmp_path, capsys):
+    """Also where it was killed between the last checkpoint and saving the model."""
+    flags = ("--max_steps", "3", "--save_strategy", "steps", "--save_steps", "1", "--lr_scheduler_type", "constant")
+    argv = world.flags(tmp_path, squares, *flags)
+    first = train(argv=argv)
+    capsys.readouterr()
+    again = train(argv=argv)
+    assert "continuing with" in capsys.readouterr().err
+    assert again.state.global_step == 3 and not (tmp_path / "checkpoint-4").exists()
+    assert same(weights(first.start.model), weights(again.start.model))
+
+
+def test_a_frozen_projector_goes_with_low_rank_updates(world, squares, tmp_path):
+    """The base is a language model: what was saved could not be loaded without it."""
+    first = tmp_path / "llava-pretrain"
+    train(argv=world.flags(first, squares, *PROJECTOR, *ORIGINAL, "--version", "plain", "--max_steps", "2"))
+    flags = ("--pretrain_mm_mlp_adapter", str(first / "mm_projector.bin"), "--freeze_mm_mlp_adapter", "True")
+    flags += (*LORA, *ORIGINAL, "--max_steps", "2", "--save_strategy", "steps", "--save_steps", "2")
+    out = tmp_path / "llava-lora"
+    trainer = train(argv=world.flags(out, squares, *flags))
+    model = load_pretrained_model(str(out), str(world.base), out.name, device="cpu")[1]
+    own, loaded = (one.model.multi_modal_projector.state_dict() for one in (trainer.start.model, model))
+    assert same(own, loaded)
+    again = train(argv=world.flags(out, squares, *flags))  # goes on from its checkpoint
+    assert same(weights(trainer.start.model), weights(again.start.model))
+
+
+def test_lengths_are_known_without_a_look_at_pictures(world, squares, tmp_path, monkeypatch):
+    trainer = trainer_for(world.flags(tmp_path, squares, "--train_sampling_strategy", "group_by_length"))
+    monkeypatch.setattr(type(trainer.train_dataset), "__getitem__", lambda *_: 1 / 0)
+    order = list(trainer._get_train_sampler())
+    assert sorted(order) == list(range(len(trainer.train_dataset)))
+
+
 def test_going_on_or_not(world, squares, tmp_path):
     argv = world.flags(
         tmp_path / "a", squares, *PROJECTOR, "--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import HfArgumentParser
-from transformers.integrations import is_tensorboard_available
+from transformers.integrations import get_available_reporting_integrations, is_tensorboard_available
 
 from mob.config import MoBConfig
 from mob.flags import count_or_share, resolve
@@ -22,6 +22,7 @@ from mob.methods import create
 PARTS = ("mm_mlp_adapter", "mm_vision_tower", "mm_language_model")
 SKIP, STOP = "skip", "stop"
 HF, ORIGINAL = "hf", "original"
+BY_LENGTH = "group_by_length"  # of --train_sampling_strategy
 
 
 def _help(text: str, default: Any = None) -> Any:
@@ -192,7 +193,7 @@ def translate(argv: list[str]) -> list[str]:
         if name == "group_by_length":
             on = not value or value[0].lower() in ("true", "1", "yes")
             notes.append("--group_by_length: now --train_sampling_strategy group_by_length")
-            out += ["--train_sampling_strategy", "group_by_length"] if on else []
+            out += ["--train_sampling_strategy", BY_LENGTH] if on else []
         elif name == "tf32" and not torch.cuda.is_available():
             notes.append("--tf32: no CUDA device, left out")
         elif name not in _RENAMED:
@@ -239,4 +240,10 @@ def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArgum
     if not training.output_dir:
         raise ValueError("--output_dir is missing")
     _choice("on_bad_sample", data.on_bad_sample, (STOP, SKIP))
+    aspect = data.image_aspect_ratio
+    if aspect is not None and not aspect.startswith("anyres"):
+        _choice("image_aspect_ratio", aspect, ("square", "pad", "anyres"))
+    known = {"none", *get_available_reporting_integrations(), *(["tensorboard"] if is_tensorboard_available() else [])}
+    if missing := set(training.report_to) - known:
+        raise ValueError(f"--report_to {min(missing)}: it is not installed, install it or give --report_to none")
     return model, data, training, mob

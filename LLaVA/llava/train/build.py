@@ -170,6 +170,7 @@ def _ready(path: Path, model_args: ModelArguments, data_args: DataArguments, opt
         torch_dtype=dtype,
         **options,
     )
+    _check_same(path, model.config, tokenizer, model_args)
     if data_args.image_aspect_ratio:
         tiled = data_args.image_aspect_ratio.startswith("anyres")
         if tiled != bool(getattr(model.config, "image_grid_pinpoints", None)):
@@ -184,12 +185,32 @@ def _ready(path: Path, model_args: ModelArguments, data_args: DataArguments, opt
     return Start(tokenizer, model, image_processor, model_args.vision_tower, True, None, None)
 
 
+def _check_same(path: Path, config: Any, tokenizer: Any, model_args: ModelArguments) -> None:
+    """ValueError where a flag says another model than the finished one that is there."""
+    there = {
+        "mm_vision_select_layer": config.vision_feature_layer,
+        "mm_vision_select_feature": {"default": "patch", "full": "cls_patch"}[config.vision_feature_select_strategy],
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_use_im_start_end": "<im_start>" in tokenizer.get_vocab() or None,
+    }
+    for name, value in there.items():
+        given = getattr(model_args, name)
+        if given and given != value:
+            raise ValueError(
+                f"--{name} {given}: {path} was made with {value or 'none'}; leave the flag out, or start from the "
+                "language model"
+            )
+
+
 def _assemble(path: Path, raw: dict, model_args: ModelArguments, data_args: DataArguments, options: dict) -> Start:
     """A language model, or a LLaVA in the original layout, with tower and projector."""
     llava = is_original(raw)
     kind = raw.get("model_type")
     if not llava and kind not in _LANGUAGE_MODELS:
         raise ValueError(f"{path} holds a model of type {kind!r}: use a Llama or Mistral, or a LLaVA folder")
+    tiled, aspect = str(raw.get("image_aspect_ratio")).startswith("anyres"), data_args.image_aspect_ratio
+    if llava and tiled and aspect and not aspect.startswith("anyres"):
+        raise ValueError(f"--image_aspect_ratio {aspect}: {path} cuts pictures into tiles; leave the flag out")
     if not llava and not model_args.vision_tower:
         raise ValueError(f"{path} is a language model: add --vision_tower openai/clip-vit-large-patch14-336")
     own_tower = llava and holds_tower(path)  # then a given --vision_tower says what it is, not what it weighs
@@ -295,13 +316,10 @@ def choose_trainable(model: Any, model_args: ModelArguments, args: TrainingArgum
     if not args.deepspeed:  # which has its own float32 copies
         for parameter in trained:
             parameter.data = parameter.data.float()
-    if args.lora_enable:
-        return LORA_MODE
-    if set(parts) == {"mm_mlp_adapter"}:
-        if model_args.mm_use_im_start_end:
-            raise ValueError("--mm_use_im_start_end adds tokens that a projector-only run does not train: leave it out")
-        return ADAPTER
-    return FULL
+    mode = LORA_MODE if args.lora_enable else ADAPTER if set(parts) == {"mm_mlp_adapter"} else FULL
+    if mode != FULL and model_args.mm_use_im_start_end:
+        raise ValueError("--mm_use_im_start_end adds tokens that only a run of the whole model trains: leave it out")
+    return mode
 
 
 def _parts(model_args: ModelArguments, args: TrainingArguments) -> list[str]:

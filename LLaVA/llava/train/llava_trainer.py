@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from llava.model.formats import TOWER
-from llava.train.arguments import ORIGINAL
+from llava.train.arguments import BY_LENGTH, ORIGINAL
 from llava.train.build import FULL, LORA_MODE, PROJECTOR_KEYS, Start
 from llava.train.sampling import LengthGroupedSampler
 from llava.train.saving import kind_of, load_adapter, merged, save_adapter, save_full, save_processors, trained
@@ -60,14 +60,16 @@ class LLaVATrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not self.args.group_by_modality_length or dataset is None:
+        by_modality, by_length = self.args.group_by_modality_length, self.args.train_sampling_strategy == BY_LENGTH
+        if not (by_modality or by_length) or dataset is None:
             return super()._get_train_sampler(train_dataset)
         self._sampler = LengthGroupedSampler(
             self.args.train_batch_size,
             self.args.world_size * self.args.gradient_accumulation_steps,
-            dataset.modality_lengths,
+            # transformers would prepare every sample, pictures too, to learn its length.
+            dataset.modality_lengths if by_modality else dataset.lengths,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            group_by_modality=True,
+            group_by_modality=by_modality,
         )
         return self._sampler
 
@@ -160,6 +162,11 @@ class LLaVATrainer(Trainer):
             yield
         finally:
             config.MoB_config = drawn
+
+    def take_over(self, checkpoint: str) -> None:
+        """Weights and state of a checkpoint that has all steps already."""
+        self._load_from_checkpoint(checkpoint)
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Exactly what ``_save`` wrote.

@@ -17,7 +17,7 @@ from transformers import LlavaProcessor
 
 from llava.model.adapters import LORA, PROJECTOR, TRAINABLES, read_parts
 from llava.model.formats import TOWER
-from llava.train.build import ADAPTER, FULL, LORA_MODE, Start
+from llava.train.build import ADAPTER, FULL, LORA_MODE, PROJECTOR_KEYS, Start
 
 LORA_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # what PEFT puts before the names of the model that it wraps
@@ -144,8 +144,9 @@ def save_processors(start: Start, folder: Path) -> None:
 
 
 def trained(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The trained entries of a state dict, on the host."""
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    """The trained entries of a state dict, on the host, and the projector, which a language model as base lacks."""
+    known = model.named_parameters()
+    names = [name for name, parameter in known if parameter.requires_grad or name.startswith(PROJECTOR_KEYS)]
     return {name: state[name].detach().cpu().contiguous().clone() for name in names}
 
 
@@ -182,6 +183,7 @@ def load_adapter(start: Start, folder: Path) -> None:
         parts = read_parts(folder / TRAINABLES)
         parts |= {_own_lora_name(name): value for name, value in load_file(folder / LORA_WEIGHTS).items()}
     wanted = {name: parameter for name, parameter in start.model.named_parameters() if parameter.requires_grad}
+    parts = {name: part for name, part in parts.items() if name in wanted or not name.startswith(PROJECTOR_KEYS)}
     if strange := set(wanted) ^ set(parts):
         raise ValueError(
             f"{folder} is of a run that trained other parts ({sorted(strange)[0]}): use another output_dir"

@@ -37,7 +37,13 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     model_args, data_args, args, mob_args = parse(sys.argv[1:] if argv is None else argv)
     args.attn_implementation = args.attn_implementation or attn_implementation
     trainer = build_trainer(model_args, data_args, args, mob_args)
-    trainer.train(resume_from_checkpoint=checkpoint_to_continue(args))
+    last = checkpoint_to_continue(args)
+    if last and args.should_save:
+        print(f"continuing with {last}", file=sys.stderr)
+    if last and 0 < args.max_steps <= _state(Path(last))["global_step"] and not args.deepspeed:
+        trainer.take_over(last)  # transformers would train one step more before it looks at the number
+    else:
+        trainer.train(resume_from_checkpoint=last)
     trainer.save_state()
     trainer.save_model()
     if args.should_save and (skipped := trainer.train_dataset.refusals.count()):
@@ -88,10 +94,16 @@ def checkpoint_to_continue(args: TrainingArguments) -> str | None:
 
 def _whole(folder: Path) -> bool:
     """Whether a checkpoint was written to its end: the state of the trainer comes last."""
+    return bool(_state(folder))
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of the trainer; {} where it is torn."""
     try:
-        return isinstance(json.loads((folder / "trainer_state.json").read_text()), dict)
+        state = json.loads((folder / "trainer_state.json").read_text())
     except (OSError, json.JSONDecodeError):
-        return False
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 def safe_save_model_for_hf_trainer(trainer: LLaVATrainer, output_dir: str) -> None:
