@@ -89,6 +89,16 @@ def test_two_stages(world, squares, tmp_path):
     again = trainer_for(world.flags(tmp_path / "x", squares, *tiles, "--model_name_or_path", str(out), base=False))
     for name, value in again.start.model.state_dict().items():
         assert torch.equal(value[:VOCABULARY], model.state_dict()[name][:VOCABULARY]), name
+    with pytest.raises(
+        ValueError, match="cuts pictures into tiles"
+    ):  # the flags of the tests say pad, as the scripts do
+        trainer_for(world.flags(tmp_path / "x", squares, "--model_name_or_path", str(out), base=False))
+    # What the second stage begins with is what the first has learnt.
+    begun, learnt = trainer_for(world.flags(tmp_path / "w", squares, *tiles, *given)), torch.load(given[1])
+    projector = begun.start.model.model.multi_modal_projector
+    assert torch.equal(projector.linear_1.weight, learnt["model.mm_projector.0.weight"])
+    assert torch.equal(projector.linear_2.bias, learnt["model.mm_projector.2.bias"])
+    assert torch.equal(begun.start.model.model.image_newline, learnt["model.image_newline"])
 
 
 def test_starts_in_the_layout_of_transformers_and_from_adapters(world, squares, tmp_path):
