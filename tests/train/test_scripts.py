@@ -21,9 +21,10 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
 # Total batch on 8 GPUs, rates, and what else the paper's tables say.
 PUBLISHED = {
-    "pretrain": {"batch": 256, "lr": 1e-3, "zero": 2, "version": "plain", "projector": True},
-    "finetune": {"batch": 128, "lr": 2e-5, "zero": 3, "version": "v1", "projector": False},
+    "pretrain": {"save": 24000, "batch": 256, "lr": 1e-3, "zero": 2, "version": "plain", "projector": True},
+    "finetune": {"save": 50000, "batch": 128, "lr": 2e-5, "zero": 3, "version": "v1", "projector": False},
     "finetune_lora": {
+        "save": 50000,
         "batch": 128,
         "lr": 2e-4,
         "zero": 3,
@@ -31,8 +32,9 @@ PUBLISHED = {
         "projector": False,
         "lora": (128, 256, 2e-5),
     },
-    "finetune_task": {"batch": 128, "lr": 2e-5, "zero": 3, "version": "v1", "projector": False},
+    "finetune_task": {"save": 50000, "batch": 128, "lr": 2e-5, "zero": 3, "version": "v1", "projector": False},
     "finetune_task_lora": {
+        "save": 50000,
         "batch": 128,
         "lr": 2e-4,
         "zero": 3,
@@ -68,6 +70,11 @@ def test_scripts_hold_the_published_settings(name):
     assert args.lr_scheduler_type == "cosine" and args.bf16 and args.gradient_checkpointing
     assert (model.mm_projector_type, model.mm_vision_select_layer) == ("mlp2x_gelu", -2)
     assert not model.mm_use_im_start_end and not model.mm_use_im_patch_token
+    assert model.vision_tower == "openai/clip-vit-large-patch14-336"  # 24 x 24 patches
+    assert (args.save_steps, args.save_total_limit, args.dataloader_num_workers) == (wanted["save"], 1, 4)
+    first = {"finetune", "finetune_lora"} & {name}
+    stage1 = "./checkpoints/llava-v1.5-13b-pretrain/mm_projector.bin" if first else None
+    assert model.pretrain_mm_mlp_adapter == stage1
     assert args.group_by_modality_length == (name != "pretrain")
     assert data.image_aspect_ratio == (None if name == "pretrain" else "pad")
     if name.startswith("finetune_task"):
