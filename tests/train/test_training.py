@@ -295,6 +295,18 @@ def test_lengths_are_known_without_a_look_at_pictures(world, squares, tmp_path, 
     assert sorted(order) == list(range(len(trainer.train_dataset)))
 
 
+def test_each_epoch_has_an_order_of_its_own(world, tmp_path, monkeypatch):
+    data = world.data("epochs", samples=12, texts=4)
+    flags = ("--group_by_modality_length", "True", "--num_train_epochs", "2", "--per_device_train_batch_size", "2")
+    trainer = trainer_for(world.flags(tmp_path, data, *flags, "--gradient_accumulation_steps", "2"))
+    kind, seen = type(trainer.train_dataset), []
+    plain = kind.__getitem__
+    monkeypatch.setattr(kind, "__getitem__", lambda self, index: seen.append(index) or plain(self, index))
+    trainer.train()
+    assert sorted(seen[:16]) == sorted(seen[16:]) == list(range(16)) and seen[:16] != seen[16:]
+    assert trainer._sampler.world_size == 2  # a step's batches are of one modality, and alike in length
+
+
 def test_going_on_or_not(world, squares, tmp_path):
     argv = world.flags(
         tmp_path / "a", squares, *PROJECTOR, "--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"
