@@ -247,11 +247,12 @@ def checkpoint_step(argv):
     return int(found.rsplit("-", 1)[1]) if found else None
 
 
-def test_a_random_order_goes_on_too(world, tmp_path):
-    """Without grouping, in the second epoch, and with a worker that reads ahead."""
-    data = world.data("shuffled", samples=20)
+@pytest.mark.parametrize("grouped", ["False", "True"])
+def test_a_random_order_goes_on_too(world, tmp_path, grouped):
+    """In the second epoch, and with a worker that reads ahead."""
+    data = world.data("shuffled", samples=14, texts=6)
     flags = ("--num_train_epochs", "2", "--per_device_train_batch_size", "4", "--save_strategy", "steps")
-    flags += ("--save_steps", "7", "--dataloader_num_workers", "1")
+    flags += ("--save_steps", "7", "--dataloader_num_workers", "1", "--group_by_modality_length", grouped)
     argv = world.flags(tmp_path, data, *flags)
     whole = train(argv=argv)
     shutil.rmtree(tmp_path / "checkpoint-10")
@@ -304,7 +305,7 @@ def test_each_epoch_has_an_order_of_its_own(world, tmp_path, monkeypatch):
     monkeypatch.setattr(kind, "__getitem__", lambda self, index: seen.append(index) or plain(self, index))
     trainer.train()
     assert sorted(seen[:16]) == sorted(seen[16:]) == list(range(16)) and seen[:16] != seen[16:]
-    assert trainer._sampler.world_size == 2  # a step's batches are of one modality, and alike in length
+    assert trainer._get_train_sampler().world_size == 2  # a step's batches are of one modality, and alike in length
 
 
 def test_going_on_or_not(world, squares, tmp_path):

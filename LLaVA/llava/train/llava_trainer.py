@@ -46,11 +46,10 @@ class LLaVATrainer(Trainer):
                 "machine without accelerator set DS_ACCELERATOR=cpu instead"
             )
         self.start, self.mob, self.described = start, dict(mob or {}), dict(described or {})
-        self._final, self._sampler = False, None
+        self._final = False
         start.model.config.MoB_config = dict(self.mob)
         self.pace = Pace()
         self.add_callback(self.pace)
-        self.add_callback(Order(self))
         if random_K:
             self.add_callback(RandomK(start.model, self.mob, random_K, self.args.seed))
         if self.args.world_size > 1:
@@ -63,7 +62,7 @@ class LLaVATrainer(Trainer):
         by_modality, by_length = self.args.group_by_modality_length, self.args.train_sampling_strategy == BY_LENGTH
         if not (by_modality or by_length) or dataset is None:
             return super()._get_train_sampler(train_dataset)
-        self._sampler = LengthGroupedSampler(
+        return LengthGroupedSampler(
             self.args.train_batch_size,
             self.args.world_size * self.args.gradient_accumulation_steps,
             # transformers would prepare every sample, pictures too, to learn its length.
@@ -71,7 +70,6 @@ class LLaVATrainer(Trainer):
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             group_by_modality=by_modality,
         )
-        return self._sampler
 
     # Learning rates
 
@@ -201,17 +199,6 @@ class Pace(TrainerCallback):
             return {}
         left = (state.max_steps - state.global_step) * (time.monotonic() - self.began) / steps
         return {"hours_left": round(left / 3600, 3)}
-
-
-class Order(TrainerCallback):
-    """Tells our sampler the epoch before it is asked for an order, also where a run continues within one."""
-
-    def __init__(self, trainer: LLaVATrainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer._sampler is not None:
-            self.trainer._sampler.set_epoch(int(state.epoch or 0))
 
 
 class RandomK(TrainerCallback):
