@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from llava.train.arguments import parse
 from llava.train.train import build_trainer
 
@@ -16,3 +18,11 @@ def losses(trainer):
 
 def trainer_for(argv):
     return build_trainer(*parse(argv))
+
+
+def weights(model):
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

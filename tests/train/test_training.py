@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import multiprocessing
-import random
-import shutil
-import time
 
 import pytest
 import torch
@@ -17,23 +13,14 @@ from transformers import AutoProcessor
 
 import checkpoints
 from llava.model.builder import load_pretrained_model
-from llava.train.arguments import parse
 from llava.train.llava_trainer import keep_in_step
 from llava.train.saving import merged
-from llava.train.train import checkpoint_to_continue, train
+from llava.train.train import train
 from mob.config import MoBConfig
 from reference import SlowDecoder
-from training import LORA, ORIGINAL, PROJECTOR, losses, trainer_for
+from training import LORA, ORIGINAL, PROJECTOR, losses, same, trainer_for, weights
 
 VOCABULARY = checkpoints.VOCABULARY
-
-
-def weights(model):
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 # Results
@@ -118,6 +105,34 @@ def test_starts_in_the_layout_of_transformers_and_from_adapters(world, squares, 
         trainer_for(world.flags(tmp_path / "y", squares, *flags, *ORIGINAL, base=False))
 
 
+def test_a_frozen_projector_goes_with_low_rank_updates(world, squares, tmp_path):
+    """The base is a language model: what was saved could not be loaded without it."""
+    first = tmp_path / "llava-pretrain"
+    train(argv=world.flags(first, squares, *PROJECTOR, *ORIGINAL, "--version", "plain", "--max_steps", "2"))
+    flags = ("--pretrain_mm_mlp_adapter", str(first / "mm_projector.bin"), "--freeze_mm_mlp_adapter", "True")
+    flags += (*LORA, *ORIGINAL, "--max_steps", "2", "--save_strategy", "steps", "--save_steps", "2")
+    out = tmp_path / "llava-lora"
+    trainer = train(argv=world.flags(out, squares, *flags))
+    model = load_pretrained_model(str(out), str(world.base), out.name, device="cpu")[1]
+    own, loaded = (one.model.multi_modal_projector.state_dict() for one in (trainer.start.model, model))
+    assert same(own, loaded)
+    again = train(argv=world.flags(out, squares, *flags))  # goes on from its checkpoint
+    assert same(weights(trainer.start.model), weights(again.start.model))
+
+
+def test_a_trained_tower_is_in_the_original_layout(world, squares, tmp_path):
+    out = tmp_path / "llava-tower"
+    flags = ("--unfreeze_mm_vision_tower", "True", "--mm_vision_select_layer", "-1", "--max_steps", "2", *ORIGINAL)
+    trainer = train(argv=world.flags(out, squares, *flags))
+    assert json.loads((out / "config.json").read_text())["mm_vision_select_layer"] == -1
+    model = load_pretrained_model(str(out), None, out.name, device="cpu")[1]
+    assert model.config.vision_feature_layer == -1
+    own, loaded = (one.model.vision_tower.state_dict() for one in (trainer.start.model, model))
+    assert same(own, loaded)
+    fresh = trainer_for(world.flags(tmp_path / "x", squares)).start.model.model.vision_tower.state_dict()
+    assert not same(own, fresh)
+
+
 # The step
 
 
@@ -199,131 +214,6 @@ def test_random_budgets(world, squares, tmp_path):
         trainer_for(world.flags(tmp_path / "b", squares, "--mob_K", "2", "--mob_method", "randon"))
     with pytest.raises(ValueError, match="contradict"):
         trainer_for(world.flags(tmp_path / "b", squares, "--mob_random_K", "2", "--mob_off", "True"))
-
-
-# Interruptions
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        pytest.param(("--mob_random_K", "1", "3"), id="full"),
-        pytest.param((*LORA, "--gradient_accumulation_steps", "2"), id="lora", marks=pytest.mark.slow),
-    ],
-)
-def test_killed_three_times(world, tmp_path, flags):
-    """A run that is killed at any moment and started again ends with the very same weights."""
-    data = world.data("interrupted", samples=30, texts=15)
-    flags = (*flags, "--max_steps", "60", "--per_device_train_batch_size", "2", "--save_strategy", "steps")
-    flags += ("--save_steps", "4", "--save_total_limit", "2", "--group_by_modality_length", "True")
-    flags += ("--logging_strategy", "no")
-    whole = train(argv=world.flags(tmp_path / "whole", data, *flags))
-    argv = world.flags(tmp_path / "killed", data, *flags)
-    dice, context = random.Random(5), multiprocessing.get_context("fork")
-    for target in (8, 24, 40):
-        child = context.Process(target=train, kwargs={"argv": argv})
-        child.start()
-        deadline = time.monotonic() + 120
-        while (checkpoint_step(argv) or 0) < target and child.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.005)
-        time.sleep(dice.random() * 0.3)
-        child.kill()
-        child.join()
-        assert child.exitcode == -9 and 0 < checkpoint_step(argv) < 60
-    torn = tmp_path / "killed" / "checkpoint-999"
-    shutil.copytree(checkpoint(argv), torn)
-    (torn / "trainer_state.json").write_text('{"global_step": 9')
-    resumed = train(argv=argv)
-    assert resumed.state.global_step == 60
-    assert same(weights(whole.start.model), weights(resumed.start.model))
-
-
-def checkpoint(argv):
-    return checkpoint_to_continue(parse(argv)[2])
-
-
-def checkpoint_step(argv):
-    found = checkpoint(argv)
-    return int(found.rsplit("-", 1)[1]) if found else None
-
-
-@pytest.mark.parametrize("grouped", ["False", "True"])
-def test_a_random_order_goes_on_too(world, tmp_path, grouped):
-    """In the second epoch, and with a worker that reads ahead."""
-    data = world.data("shuffled", samples=14, texts=6)
-    flags = ("--num_train_epochs", "2", "--per_device_train_batch_size", "4", "--save_strategy", "steps")
-    flags += ("--save_steps", "7", "--dataloader_num_workers", "1", "--group_by_modality_length", grouped)
-    argv = world.flags(tmp_path, data, *flags)
-    whole = train(argv=argv)
-    shutil.rmtree(tmp_path / "checkpoint-10")
-    assert checkpoint_step(argv) == 7
-    resumed = train(argv=argv)
-    assert resumed.state.global_step == 10 and losses(resumed) == losses(whole)
-    assert same(weights(whole.start.model), weights(resumed.start.model))
-
-
-def test_a_finished_run_is_finished(world, squares, tmp_path, capsys):
-    """Also where it was killed between the last checkpoint and saving the model."""
-    flags = ("--max_steps", "3", "--save_strategy", "steps", "--save_steps", "1", "--lr_scheduler_type", "constant")
-    argv = world.flags(tmp_path, squares, *flags)
-    first = train(argv=argv)
-    capsys.readouterr()
-    again = train(argv=argv)
-    assert "continuing with" in capsys.readouterr().err
-    assert again.state.global_step == 3 and not (tmp_path / "checkpoint-4").exists()
-    assert same(weights(first.start.model), weights(again.start.model))
-
-
-def test_a_frozen_projector_goes_with_low_rank_updates(world, squares, tmp_path):
-    """The base is a language model: what was saved could not be loaded without it."""
-    first = tmp_path / "llava-pretrain"
-    train(argv=world.flags(first, squares, *PROJECTOR, *ORIGINAL, "--version", "plain", "--max_steps", "2"))
-    flags = ("--pretrain_mm_mlp_adapter", str(first / "mm_projector.bin"), "--freeze_mm_mlp_adapter", "True")
-    flags += (*LORA, *ORIGINAL, "--max_steps", "2", "--save_strategy", "steps", "--save_steps", "2")
-    out = tmp_path / "llava-lora"
-    trainer = train(argv=world.flags(out, squares, *flags))
-    model = load_pretrained_model(str(out), str(world.base), out.name, device="cpu")[1]
-    own, loaded = (one.model.multi_modal_projector.state_dict() for one in (trainer.start.model, model))
-    assert same(own, loaded)
-    again = train(argv=world.flags(out, squares, *flags))  # goes on from its checkpoint
-    assert same(weights(trainer.start.model), weights(again.start.model))
-
-
-def test_lengths_are_known_without_a_look_at_pictures(world, squares, tmp_path, monkeypatch):
-    trainer = trainer_for(world.flags(tmp_path, squares, "--train_sampling_strategy", "group_by_length"))
-    monkeypatch.setattr(type(trainer.train_dataset), "__getitem__", lambda *_: 1 / 0)
-    order = list(trainer._get_train_sampler())
-    assert sorted(order) == list(range(len(trainer.train_dataset)))
-
-
-def test_each_epoch_has_an_order_of_its_own(world, tmp_path, monkeypatch):
-    data = world.data("epochs", samples=12, texts=4)
-    flags = ("--group_by_modality_length", "True", "--num_train_epochs", "2", "--per_device_train_batch_size", "2")
-    trainer = trainer_for(world.flags(tmp_path, data, *flags, "--gradient_accumulation_steps", "2"))
-    kind, seen = type(trainer.train_dataset), []
-    plain = kind.__getitem__
-    monkeypatch.setattr(kind, "__getitem__", lambda self, index: seen.append(index) or plain(self, index))
-    trainer.train()
-    assert sorted(seen[:16]) == sorted(seen[16:]) == list(range(16)) and seen[:16] != seen[16:]
-    assert trainer._get_train_sampler().world_size == 2  # a step's batches are of one modality, and alike in length
-
-
-def test_going_on_or_not(world, squares, tmp_path):
-    argv = world.flags(
-        tmp_path / "a", squares, *PROJECTOR, "--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"
-    )
-    train(argv=argv)
-    assert checkpoint(argv).endswith("checkpoint-2")
-    assert checkpoint([*argv, "--resume_from_checkpoint", "no"]) is None
-    shutil.copytree(tmp_path / "a/checkpoint-2", tmp_path / "a/checkpoint-2-backup")
-    assert checkpoint(argv).endswith("checkpoint-2")
-    assert checkpoint([*argv, "--resume_from_checkpoint", str(tmp_path / "a/checkpoint-1")]).endswith("checkpoint-1")
-    with pytest.raises(ValueError, match="no whole checkpoint"):
-        checkpoint([*argv, "--resume_from_checkpoint", str(tmp_path)])
-    model = load_pretrained_model(str(tmp_path / "a/checkpoint-2"), str(world.base), "x", device="cpu")[1]
-    assert model.config.model_type == "llava"  # checkpoints load as they are
-    with pytest.raises(ValueError, match="is of a projector run, this one is lora: use another output_dir"):
-        train(argv=[*argv, "--freeze_mm_mlp_adapter", "True", "--tune_mm_mlp_adapter", "False", *LORA])
 
 
 # What is trained, and how fast
