@@ -17,7 +17,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -117,21 +117,29 @@ def _for_mean(method: str, mean: float, layers: int) -> int | None:
 
 
 class Answers:
-    """Right or wrong for every question, one file for each (rule, K), so that nothing is asked twice."""
+    """Right or wrong for every question, and the commit that they were asked at: one file for each (rule, K), so that
+    nothing is asked twice. Whoever changes a rule deletes its files."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, commit: str | None) -> None:
+        self.folder, self.commit = folder, commit
         folder.mkdir(parents=True, exist_ok=True)
 
     def file(self, row: tuple[str, int]) -> Path:
         return self.folder / f"{row[0]}-{row[1]}.txt"
 
     def get(self, row: tuple[str, int]) -> list[bool] | None:
-        return [mark == "1" for mark in self.file(row).read_text()] if self.file(row).exists() else None
+        return [mark == "1" for mark in self._lines(row)[0]] if self.file(row).exists() else None
+
+    def commits(self, rows: Iterable[tuple[str, int]]) -> list[str]:
+        """Those that these were asked at."""
+        return sorted({self._lines(row)[1] for row in rows})
+
+    def _lines(self, row: tuple[str, int]) -> list[str]:
+        return self.file(row).read_text().splitlines()
 
     def put(self, row: tuple[str, int], correct: list[bool]) -> None:
         part = self.file(row).with_suffix(".part")
-        part.write_text("".join("01"[value] for value in correct))
+        part.write_text("".join("01"[value] for value in correct) + f"\n{self.commit}\n")
         part.replace(self.file(row))
 
 
@@ -320,7 +328,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = questions(args.n, args.split)
     source = provenance(args.model_path)
     about = hashlib.sha256(repr((source["weights_sha256"], args.split, args.n)).encode()).hexdigest()[:12]
-    answers = Answers(args.work / f"{args.split}-{about}")
+    answers = Answers(args.work / f"{args.split}-{about}", source["commit"])
     tau, spread = calibrated(model, args.split) if "mob:auto" in methods else (0.0, 0.0)
     settings = Settings(Setup(LAYER, args.codebook and str(args.codebook)), tau, spread)
     rows = list(dict.fromkeys([(VANILLA, NUM_PATCHES), (DROP_ALL, 0), *(way.row for way in found)]))
@@ -329,7 +337,7 @@ def main(argv: list[str] | None = None) -> int:
         return 3
     took = times(model, asked, rows, settings)
     values = {"split": args.split, "n": args.n, "layer": LAYER, "batch": BATCH, "model": args.model_path.name}
-    values |= {"tau": tau, "spread": spread}
+    values |= {"tau": tau, "spread": spread, "asked_at": answers.commits(rows)}
     out = {**report(asked, found, answers, took, layers), "setup": values, "provenance": source}
     write_result(args.json, out)
     for row in out["rows"]:

@@ -91,18 +91,6 @@ def check_keep(K: int | float) -> None:
         raise ValueError(f"K={K}: a float is a share and must lie between 0 and 1; give a token count as an integer")
 
 
-def check_distance(name: str, value: float | None) -> None:
-    """ValueError unless it is None or a distance of unit rows."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 2):
-        raise ValueError(f"{name}={value!r}: give a distance of unit rows, between 0 and 2")
-
-
-def check_flag(name: str, value: bool) -> None:
-    """ValueError unless it is True or False."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}={value!r}: give True or False")
-
-
 def budget(
     N: int,
     K: int | float,

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mob.budget import ENDS, SCHEDULES, Budget, budget, check_distance, check_flag, check_keep, split
+from mob.budget import ENDS, SCHEDULES, Budget, budget, check_keep, split
+from mob.checks import check_distance, check_flag
 from mob.coupling.modes import TUNABLE, OnlineSplit
 from mob.covering import METRICS
 from mob.methods.base import Named, parse
@@ -161,6 +162,7 @@ class MoBConfig:
         if strange := [name for name in asked if name not in known]:
             raise ValueError(f"rule {last.name!r} has no use for {' and '.join(strange)}: use method='mob', or drop it")
         inside = [name for name in ADAPTIVE if getattr(last.rule, name, None)]
+        # A regime in options would pass by what is checked of the keys above; a radius is a rule's own affair.
         if wrong := [name for name in inside if name in values or name != "epsilon"]:
             raise ValueError(f"{wrong[0]} is set in options: set it beside K")
         if not values:

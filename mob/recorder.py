@@ -142,11 +142,14 @@ def _finish(one: _Pass) -> list[RetainedPatches]:
     for sample, pictures in enumerate(one.pictures):
         source = origin(pictures)
         budget, layer, method = _last(one, sample, source)
-        balanced = bool(one.stages) and getattr(one.stages[-1].rule, "balanced", False)
         everything = list(range(len(source.cells))), [False] * len(source.cells), [None] * 3, None
         indices, centres, (eta, eps_p, eps_v), milliseconds = chosen.get(sample, everything)
         kept = [source.cells[i] for i in indices]
         adaptive = _adaptive(one, sample, asked.get(sample, {})) if sample in chosen else {}
+        balanced = bool(one.stages) and getattr(one.stages[-1].rule, "balanced", False)
+        K_p, k = (budget.K_p, budget.k) if balanced else (sum(centres), 1)
+        if "K_p" in adaptive:
+            K_p, k = sum(adaptive["K_p"]), max(adaptive["k"])
         out.append(
             RetainedPatches(
                 keep_indices=[source.numbers[i] for i in indices],
@@ -160,8 +163,8 @@ def _finish(one: _Pass) -> list[RetainedPatches]:
                 depth=one.depth,
                 N=source.N,
                 K=len(indices),
-                K_p=sum(adaptive["K_p"]) if "K_p" in adaptive else budget.K_p if balanced else sum(centres),
-                k=max(adaptive["k"]) if "k" in adaptive else budget.k if balanced else 1,
+                K_p=K_p,
+                k=k,
                 layer=layer,
                 method=method,
                 eta=eta,

@@ -75,6 +75,7 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     for one, other in zip(first["rows"], again["rows"], strict=True):
         assert [one.get(key) for key in keys] == [other.get(key) for key in keys]
     assert first["questions"] == 18
+    assert first["setup"]["asked_at"] == [str(first["provenance"]["commit"])]
     assert {row["method"] for row in first["rows"]} == {"mob", "random", "divprune", "pyramiddrop"}
     assert all(row["pruner_ms"] > 0 for row in first["rows"] if row["method"] in ("mob", "random"))
     monkeypatch.setattr(compare_tables, "RESULTS", tmp_path / "new")

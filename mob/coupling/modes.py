@@ -181,12 +181,12 @@ class OnlineSplit:
 
     def _move(self, values: list[float]) -> None:
         modes = split(values)
-        if not all(part.separated for part in (modes, split(values[::2]), split(values[1::2]))):
-            return
         wanted = modes.tau
         if self.tau0 is not None:
             wanted = min(max(wanted, self.tau0 - self.drift), self.tau0 + self.drift)
-        if self.tau is None or abs(wanted - self.tau) > self.hysteresis:
+        if self.tau is not None and abs(wanted - self.tau) <= self.hysteresis:
+            return
+        if modes.separated and split(values[::2]).separated and split(values[1::2]).separated:
             self.tau = wanted
             self.spread = modes.spread if self.tau0 is None else self.spread0
 

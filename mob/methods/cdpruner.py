@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mob.budget import Budget, check_flag
+from mob.budget import Budget
+from mob.checks import check_flag
 from mob.covering import Selection, cosines, unit_rows
 from mob.methods.base import SpanView, register
 from mob.tensors import places_of

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mob.budget import Budget
+from mob.checks import check_flag
 from mob.covering import Selection, cosines, unit_rows
 from mob.methods.base import Depth, SpanView, register
 from mob.tensors import places_of
@@ -37,8 +38,7 @@ class DART:
     published: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.published, bool):
-            raise ValueError(f"published={self.published!r}: give True or False")
+        check_flag("published", self.published)
 
     def plan(self, N: int, K: int, depth: Depth) -> list[tuple[int, int]]:
         return [(depth.layer, min(N, PIVOTS + 2 * PIVOTS * (K // (2 * PIVOTS)) if self.published else K))]

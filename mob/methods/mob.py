@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mob.budget import Budget, between, check_distance
+from mob.budget import Budget, between
 from mob.budget import budget as budget_of
+from mob.checks import check_distance
 from mob.coupling import hausdorff, weak_weight
 from mob.covering import Ragged, Selection, select
 from mob.methods.base import Adapted, SpanView, register

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mob.budget import Budget, check_flag
+from mob.budget import Budget
+from mob.checks import check_flag
 from mob.covering import Selection
 from mob.methods.base import SpanView, register
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mob.budget import Budget, round_half_up
+from mob.checks import check_flag
 from mob.covering import Selection
 from mob.methods.base import Depth, Recycled, SpanView, highest, register
 from mob.methods.schedules import PUBLISHED_TOKENS, check_layers, interpolated, layers_of
@@ -53,8 +54,7 @@ class SparseVLM:
     layers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.recycle, bool):
-            raise ValueError(f"recycle={self.recycle!r}: give True or False")
+        check_flag("recycle", self.recycle)
         check_layers(self.layers)
 
     def plan(self, N: int, K: int, depth: Depth) -> list[tuple[int, int]]:

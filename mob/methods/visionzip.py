@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mob.budget import Budget, round_half_up
+from mob.checks import check_flag
 from mob.covering import cosines, unit_rows
 from mob.methods.base import Merged, SpanView, TowerView, register
 
@@ -52,8 +53,7 @@ class VisionZip:
         wrong = isinstance(C, bool) or not (C is None or isinstance(C, (int, float)))
         if wrong or (C is not None and (C < 0 or (isinstance(C, float) and C >= 1))):
             raise ValueError(f"contextual={C!r}: give a number of tokens, a share from 0 to below 1, or None")
-        if not isinstance(self.cls, bool):
-            raise ValueError(f"cls={self.cls!r}: give True or False")
+        check_flag("cls", self.cls)
         if self.order not in ORDERS:
             raise ValueError(f"order={self.order!r}: use one of {', '.join(ORDERS)}")
 

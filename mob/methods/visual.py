@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mob.budget import Budget, check_distance, check_flag
+from mob.budget import Budget
+from mob.checks import check_distance, check_flag
 from mob.covering import Ragged, Selection, select
 from mob.methods.base import SpanView, register
 

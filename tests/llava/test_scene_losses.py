@@ -15,8 +15,10 @@ from llava.scenes.packing import GROUPS, IGNORE, PREFIX, QUESTIONS, ScenePicture
 
 @pytest.fixture(scope="module", params=["easy", "crowded"])
 def batch(request):
+    """With the model that it is for."""
     rows = [ScenePictures(2, 1, 0, split=request.param)[i] for i in range(2)]
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    return stacked, SceneLosses(untrained(split=request.param)).double()
 
 
 def lse(values):
@@ -26,6 +28,7 @@ def lse(values):
 
 def test_grounding(batch):
     """Of all (word, patch) pairs of a question, those with patches that it refers to should have the mass."""
+    batch, _ = batch
     text = batch["ids"].shape[1]
     hidden = torch.randn(2, PREFIX + text, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     losses = []
@@ -46,7 +49,7 @@ def test_grounding(batch):
 
 def test_alignment(batch):
     """Each patch names its words, groups weighed; and whether an object's centre lies in it."""
-    losses = SceneLosses(untrained(split="crowded" if batch["ids"].shape[1] == 132 else "easy")).double()
+    batch, losses = batch
     table = losses.model.get_input_embeddings().weight
     patches = torch.randn(2, NUM_PATCHES, table.shape[1], generator=torch.Generator().manual_seed(1)).double()
     total = 0.0

@@ -275,6 +275,17 @@ def test_the_padding_of_a_prompt_has_no_part_in_eta():
         assert adaptive["eta"] == pytest.approx(own["eta"], abs=1e-5)
 
 
+def test_a_radius_before_the_decoder_is_logged_with_its_stage():
+    model = llava(torch.float32)
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        pytest.skip("this transformers takes no encoded pictures")
+    with mob.prune(model, K=12, method="visual", options={"early": True}, epsilon=1.0) as pruning, torch.no_grad():
+        model(**batch(ONE), pixel_values=pictures(1, torch.float32))
+    (stage,) = pruning.records[0].stages
+    assert (stage["epsilon"], stage["K_max"]) == (1.0, 12) and stage["K"] == pruning.records[0].K < 12
+    assert stage["radius"] <= 1.0 + 1e-6
+
+
 @pytest.mark.parametrize("regime", ["strong", "weak"])
 def test_fixed_regimes_are_logged(regime):
     model = llava(torch.float32)

@@ -78,6 +78,7 @@ def test_the_snippet_of_the_release(folders, capsys, picture, more):
     tokenizer = AutoTokenizer.from_pretrained(model_id)
     config = AutoConfig.from_pretrained(model_id)
     config.MoB_config = {**README, "K": 4, **more}
+    # The release's README has the flag; MoB takes it and runs no remote code (the next test).
     model = MoB.from_pretrained(model_id, config=config, trust_remote_code=True, torch_dtype="auto").eval()
     model.pruning.record = True
     image_tensor = torch.rand(3, 60, 90, generator=torch.Generator().manual_seed(0))
@@ -95,7 +96,7 @@ def test_the_snippet_of_the_release(folders, capsys, picture, more):
 
 
 def test_no_remote_code_runs(folders, tmp_path):
-    """A folder that names code of its own is loaded without it."""
+    """A folder that names code of its own is loaded without it, even where the flag allows it."""
     for file in folders["qwen2_vl", "hub"].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     values = json.loads((tmp_path / "config.json").read_text())

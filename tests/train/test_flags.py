@@ -95,6 +95,14 @@ def test_a_wrong_sample_in_a_worker_is_one_line(world, tmp_path, monkeypatch, ca
     assert "1 bad sample(s) skipped" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(world, squares, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("sys.argv", ["train", *world.flags(tmp_path / "file" / "out", squares)])
+    assert main() == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"error: {tmp_path / 'file' / 'out'}") and last.endswith(": Not a directory")
+
+
 def test_vicunas_generation_settings_can_be_saved(world, squares, tmp_path):
     """Vicuna's file names a temperature without sampling, which transformers refuses to write, at the very end."""
     base = tmp_path / "vicuna"

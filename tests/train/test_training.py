@@ -76,12 +76,12 @@ def test_two_stages(world, squares, tmp_path):
     again = trainer_for(world.flags(tmp_path / "x", squares, *tiles, "--model_name_or_path", str(out), base=False))
     for name, value in again.start.model.state_dict().items():
         assert torch.equal(value[:VOCABULARY], model.state_dict()[name][:VOCABULARY]), name
-    with pytest.raises(
-        ValueError, match="cuts pictures into tiles"
-    ):  # the flags of the tests say pad, as the scripts do
+    # Without them the tests' flags say pad, as those of the scripts do.
+    with pytest.raises(ValueError, match="cuts pictures into tiles"):
         trainer_for(world.flags(tmp_path / "x", squares, "--model_name_or_path", str(out), base=False))
     # What the second stage begins with is what the first has learnt.
-    begun, learnt = trainer_for(world.flags(tmp_path / "w", squares, *tiles, *given)), torch.load(given[1])
+    begun = trainer_for(world.flags(tmp_path / "w", squares, *tiles, *given))
+    learnt = torch.load(given[1], weights_only=True)
     projector = begun.start.model.model.multi_modal_projector
     assert torch.equal(projector.linear_1.weight, learnt["model.mm_projector.0.weight"])
     assert torch.equal(projector.linear_2.bias, learnt["model.mm_projector.2.bias"])

@@ -115,7 +115,7 @@ def claim(args: argparse.Namespace) -> None:
     mine = {name: getattr(args, name) for name in DECIDES} | {"start": str(args.start) if args.start else None}
     note = args.out / "run.json"
     there = json.loads(note.read_text()) if note.exists() else mine
-    other = [name for name, value in mine.items() if there.get(name, value) != value]
+    other = [name for name, value in mine.items() if there.get(name, value) != value]  # older notes say less
     if other:
         raise ValueError(f"{args.out} is a run with another {', '.join(other)} (run.json there): choose another --out")
     args.out.mkdir(parents=True, exist_ok=True)

@@ -46,6 +46,7 @@ class Refusals:
 
     def __init__(self, policy: str, log: Path | None = None) -> None:
         self.policy, self.log, self.names = policy, log, set()
+        self._read = 0  # of the log, in bytes
 
     def add(self, name: str, error: BadSample) -> None:
         """Note one.
@@ -55,7 +56,8 @@ class Refusals:
         """
         if self.policy == STOP:
             raise BadSample(f"{error}; repair it, or leave such samples out with --on_bad_sample skip") from error
-        if name in self.names or name in self._logged():  # by another worker, or in an epoch before
+        self._follow()
+        if name in self.names:
             return
         self.names.add(name)
         if len(self.names) <= _SHOWN:
@@ -66,12 +68,17 @@ class Refusals:
 
     def count(self) -> int:
         """Samples skipped so far, by all processes where there is a log."""
-        return len(self._logged() or self.names)
+        self._follow()
+        return len(self.names)
 
-    def _logged(self) -> set[str]:
+    def _follow(self) -> None:
+        """Learn the names that other workers, and those of earlier epochs, have logged since the last look."""
         if self.log is None or not self.log.exists():
-            return set()
-        return {json.loads(line)["id"] for line in self.log.read_text().splitlines()}
+            return
+        with self.log.open("rb") as file:
+            file.seek(self._read)
+            self.names |= {json.loads(line)["id"] for line in file}
+            self._read = file.tell()
 
 
 def read_records(path: str | Path, conv: Conversation, refusals: Refusals, start_end: bool = False) -> list[Record]:

@@ -40,8 +40,10 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     last = checkpoint_to_continue(args)
     if last and args.should_save:
         print(f"continuing with {last}", file=sys.stderr)
-    if last and 0 < args.max_steps <= _state(Path(last))["global_step"] and not args.deepspeed:
-        trainer.take_over(last)  # transformers would train one step more before it looks at the number
+    if last and 0 < args.max_steps <= _state(Path(last))["global_step"] and not (args.deepspeed or args.fsdp):
+        # transformers would train one step more before it looks at the number. (Engines that split weights load them
+        # when training begins, so there it does.)
+        trainer.take_over(last)
     else:
         trainer.train(resume_from_checkpoint=last)
     trainer.save_state()
@@ -86,10 +88,14 @@ def checkpoint_to_continue(args: TrainingArguments) -> str | None:
         if not _whole(Path(asked)):
             raise ValueError(f"--resume_from_checkpoint {asked}: no whole checkpoint is there")
         return asked
-    found = {
-        int(path.name[11:]): path for path in Path(args.output_dir).glob("checkpoint-*") if path.name[11:].isdigit()
-    }
-    return next((str(found[step]) for step in sorted(found, reverse=True) if _whole(found[step])), None)
+    found = [path for path in Path(args.output_dir).glob("checkpoint-*") if _step(path) >= 0 and _whole(path)]
+    return str(max(found, key=_step)) if found else None
+
+
+def _step(checkpoint: Path) -> int:
+    """The number in its name; -1 for a folder that only looks like one."""
+    number = checkpoint.name.removeprefix("checkpoint-")
+    return int(number) if number.isdigit() else -1
 
 
 def _whole(folder: Path) -> bool:
@@ -116,7 +122,8 @@ def main(attn_implementation: str | None = None) -> int:
     try:
         train(attn_implementation)
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{str(error.strerror or error).strip().splitlines()[0]}", file=sys.stderr)
         return 2
     except ValueError as error:
         # From a worker process it comes with that process's whole story; its last line is ours.
