@@ -165,7 +165,7 @@ def calibrated(model, split_: str) -> tuple[float, float]:
     """tau and spread as ``python -m mob.coupling calibrate`` finds them, from questions about other scenes."""
     start, n = CALIBRATION
     etas = []
-    for _, inputs in _inputs(model, questions(n, split_, start)):
+    for _, inputs in batches(questions(n, split_, start), BATCH, split_of(model)):
         with Pruning(model, MoBConfig(K=NUM_PATCHES // 9, l_idx=LAYER), record=True) as pruning:
             model(**inputs)
         etas += [record.eta for record in pruning.records]
@@ -223,7 +223,7 @@ def times(model, asked: list[Asked], rows: list[tuple[str, int]], settings: Sett
     """CPU milliseconds for a batch: of the selection, where it is in the decoder, and of a pass, as a share of the
     unpruned one beside it."""
     out: dict[tuple[str, int], dict] = {row: {"pruner_ms": [], "share": []} for row in rows}
-    for number, (_, inputs) in enumerate(islice(_inputs(model, asked), TIMED)):
+    for number, (_, inputs) in enumerate(islice(batches(asked, BATCH, split_of(model)), TIMED)):
         for method, K in rows:
             one = settings.of(method, K, number)
             whole = _milliseconds(model, inputs)
@@ -239,11 +239,6 @@ def times(model, asked: list[Asked], rows: list[tuple[str, int]], settings: Sett
         row: {name: round(statistics.median(values), 3) if values else None for name, values in taken.items()}
         for row, taken in out.items()
     }
-
-
-def _inputs(model, asked: list[Asked]) -> Iterator[tuple[list[int], dict]]:
-    for places, inputs in batches(asked, BATCH, split_of(model)):
-        yield places, {key: value for key, value in inputs.items() if key != "labels"}
 
 
 def _milliseconds(model, inputs: dict) -> float:

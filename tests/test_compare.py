@@ -12,8 +12,12 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from llava.scenes.checkpoint import PATH
-from mob import Pruning
+from llava.scenes.checkpoint import NUM_PATCHES, PATH, PROMPT, build_tokenizer
+from llava.scenes.evaluate import questions
+from llava.scenes.packing import pixels
+from llava.scenes.splits import SPLITS
+from mob import MoBConfig, Pruning
+from mob.coupling.modes import split
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks")]
@@ -48,6 +52,21 @@ def test_a_rule_that_cannot_come_down_is_asked_at_equal_K_only(monkeypatch):
 
     monkeypatch.setattr(compare, "keep_for_mean", never)
     assert [(way.method, way.by) for way in compare.ways(["fastv"], [9], LAYERS)] == [("fastv", "K")]
+
+
+def test_the_threshold_is_calibrated_on_questions_without_their_answers(monkeypatch):
+    """Two groups of etas, far apart; each as a prompt gives it that nobody has answered yet."""
+    model = LlavaForConditionalGeneration.from_pretrained(PATH, dtype=torch.float32).eval()
+    monkeypatch.setattr(compare, "CALIBRATION", (900_000, 2))
+    tokenizer, etas = build_tokenizer("easy"), []
+    for one in questions(2, "easy", 900_000):
+        ids = tokenizer.encode(PROMPT.format(one.question.text).replace("<image>", "<image>" * NUM_PATCHES))
+        picture = pixels(SPLITS["easy"].scene(one.scene))[None]
+        with Pruning(model, MoBConfig(K=21, l_idx=2), record=True) as pruning, torch.no_grad():
+            model(input_ids=torch.tensor([ids]), pixel_values=picture)
+        etas.append(pruning.records[0].eta)
+    modes = split(etas)
+    assert compare.calibrated(model, "easy") == pytest.approx((modes.tau, modes.spread), abs=1e-5)
 
 
 def test_mcnemar_is_the_exact_binomial():
