@@ -114,6 +114,24 @@ def test_going_on_or_not(world, squares, tmp_path):
         train(argv=[*argv, "--freeze_mm_mlp_adapter", "True", "--tune_mm_mlp_adapter", "False", *LORA])
 
 
+def test_a_run_that_starts_afresh_leaves_nothing_to_continue_wrongly(world, squares, tmp_path, capsys):
+    """What comes after the checkpoint that a run begins with is another run's."""
+    folder = tmp_path / "a"
+    more = ("--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "3")
+    argv = [*world.flags(folder, squares, *PROJECTOR, *more), "--max_steps"]
+    steps = lambda: sorted(int(path.name[11:]) for path in folder.glob("checkpoint-*"))  # noqa: E731
+    train(argv=[*argv, "3"])
+    train(argv=[*argv, "2", "--resume_from_checkpoint", "no"])
+    assert steps() == [1, 2]
+    assert {path.name for path in (folder / "earlier").iterdir()} == {f"checkpoint-{n}" for n in (1, 2, 3)}
+    train(argv=[*argv, "3", "--resume_from_checkpoint", str(folder / "checkpoint-1")])
+    assert steps() == [1, 2, 3]
+    assert (folder / "earlier/checkpoint-2-2").is_dir()
+    assert "checkpoint-2 is now earlier/checkpoint-2-2" in capsys.readouterr().err
+    train(argv=[*argv, "3"])  # nothing left to do, and nothing moved
+    assert steps() == [1, 2, 3] and len(list((folder / "earlier").iterdir())) == 4
+
+
 def test_lengths_are_known_without_a_look_at_pictures(world, squares, tmp_path, monkeypatch):
     trainer = trainer_for(world.flags(tmp_path, squares, "--train_sampling_strategy", "group_by_length"))
     monkeypatch.setattr(type(trainer.train_dataset), "__getitem__", lambda *_: 1 / 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     last = checkpoint_to_continue(args)
     if last and args.should_save:
         print(f"continuing with {last}", file=sys.stderr)
+    if args.resume_from_checkpoint and args.should_save:
+        set_aside(Path(args.output_dir), last)
     if last and 0 < args.max_steps <= _state(Path(last))["global_step"] and not (args.deepspeed or args.fsdp):
         # transformers would train one step more before it looks at the number. (Engines that split weights load them
         # when training begins, so there it does.)
@@ -90,6 +93,18 @@ def checkpoint_to_continue(args: TrainingArguments) -> str | None:
         return asked
     found = [path for path in Path(args.output_dir).glob("checkpoint-*") if _step(path) >= 0 and _whole(path)]
     return str(max(found, key=_step)) if found else None
+
+
+def set_aside(folder: Path, last: str | None) -> None:
+    """Move the checkpoints that come after ``last`` (None: all) to ``folder``/earlier: this run leaves them behind, and
+    would take them for its own when it is continued, or its own for the oldest when it clears up."""
+    step = _step(Path(last)) if last and Path(last).resolve().parent == folder.resolve() else -1
+    for path in [path for path in folder.glob("checkpoint-*") if _step(path) > step]:
+        (folder / "earlier").mkdir(exist_ok=True)
+        names = (f"{path.name}{suffix}" for suffix in chain([""], (f"-{n}" for n in count(2))))
+        there = next(name for name in names if not (folder / "earlier" / name).exists())
+        path.rename(folder / "earlier" / there)
+        print(f"{path} is now earlier/{there}", file=sys.stderr)
 
 
 def _step(checkpoint: Path) -> int:
