@@ -29,7 +29,7 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
 from llava.provenance import provenance, write_result
-from llava.scenes.checkpoint import NUM_PATCHES, PATH, split_of
+from llava.scenes.checkpoint import NUM_PATCHES, PATHS, split_of
 from llava.scenes.evaluate import (
     DROP_ALL,
     EARLY_RANDOM,
@@ -53,7 +53,8 @@ from mob.stages import schedule
 BUDGETS = tuple(math.floor(NUM_PATCHES * share + 0.5) for share in (1 / 3, 2 / 9, 1 / 9, 1 / 18))
 JOINED, REGIMES = "divprune+mob", ("mob:strong", "mob:weak", "mob:auto")
 CALIBRATION = 900_000, 100  # the first scene that is asked about for the threshold, and questions of each kind
-LAYER, BATCH, TIMED, TOGETHER = 2, 50, 6, 4
+LAYER, BATCH, TOGETHER = 2, 50, 4
+TIMED, TIMED_BATCH = 6, 10  # batches that are timed, and questions in them
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def times(model, asked: list[Asked], rows: list[tuple[str, int]], settings: Sett
     """CPU milliseconds for a batch: of the selection, where it is in the decoder, and of a pass, as a share of the
     unpruned one beside it."""
     out: dict[tuple[str, int], dict] = {row: {"pruner_ms": [], "share": []} for row in rows}
-    for number, (_, inputs) in enumerate(islice(batches(asked, BATCH, split_of(model)), TIMED)):
+    for number, (_, inputs) in enumerate(islice(batches(asked, TIMED_BATCH, split_of(model)), TIMED)):
         for method, K in rows:
             one = settings.of(method, K, number)
             whole = _milliseconds(model, inputs)
@@ -264,6 +265,12 @@ def _estimate(values: tuple[float, float, float]) -> dict[str, float]:
     return dict(zip(("points", "low", "high"), (round(value, 2) for value in values), strict=True))
 
 
+def _by_task(scores: Scores, row: tuple[str, int]) -> dict[str, float]:
+    """Percent right in each kind of question."""
+    counts = {task: scores.task(row, task) for task in scores.tasks}
+    return {task: round(100 * right / asked, 2) for task, (right, asked) in counts.items()}
+
+
 def report(asked: list[Asked], found: list[Way], answers: Answers, took: dict, layers: int) -> dict:
     """Accuracy with intervals, and every rule minus MoB at the same budget, paired."""
     scores = Scores(asked)
@@ -273,7 +280,8 @@ def report(asked: list[Asked], found: list[Way], answers: Answers, took: dict, l
     for way in found:
         groups = {group: _estimate(scores.macro(way.row, group)) for group in scores.groups}
         row = {**vars(way), "mean_tokens": round(mean_of(way.method, way.K, layers), 2)}
-        row |= {"macro": _estimate(scores.macro(way.row)), **groups, **took[way.row]}
+        row |= {"macro": _estimate(scores.macro(way.row)), **groups, "tasks": _by_task(scores, way.row)}
+        row |= took[way.row]
         mob = ("mob", way.budget)
         if way.method != "mob":
             row["minus_mob"] = _estimate(scores.difference(way.row, mob)) | {
@@ -289,7 +297,7 @@ def report(asked: list[Asked], found: list[Way], answers: Answers, took: dict, l
         rows.append(row)
     ends = {VANILLA: (VANILLA, NUM_PATCHES), DROP_ALL: (DROP_ALL, 0)}
     whole = {
-        name: {"macro": _estimate(scores.macro(row))}
+        name: {"macro": _estimate(scores.macro(row)), "tasks": _by_task(scores, row)}
         | {group: _estimate(scores.macro(row, group)) for group in scores.groups}
         for name, row in ends.items()
     }
@@ -301,7 +309,7 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, required=True, help="the result")
     parser.add_argument("--work", type=Path, default=Path("runs/compare"), help="answers so far (runs/compare)")
     parser.add_argument("--split", choices=tuple(SPLITS), default="easy", help="scenes to ask about (easy)")
-    parser.add_argument("--model-path", type=Path, default=PATH, help="the embedded checkpoint, or another of scenes")
+    parser.add_argument("--model-path", type=Path, help="a checkpoint of scenes (that of the split)")
     parser.add_argument("--codebook", type=Path, help="codebook.safetensors of this model: its rule takes part")
     parser.add_argument("--n", type=int, default=500, help="questions of each of the nine kinds (500)")
     parser.add_argument("--K", type=int, nargs="+", default=list(BUDGETS), help="MoB's budgets, of 196")
@@ -316,6 +324,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := [name for name in args.methods or [] if name not in known]:
         flags().error(f"--methods {unknown[0]}: choose of {', '.join(known)}")
     until = time.monotonic() + 60 * args.minutes
+    args.model_path = args.model_path or PATHS[args.split]
     model = LlavaForConditionalGeneration.from_pretrained(args.model_path, dtype=torch.float32).eval()
     layers = model.config.text_config.num_hidden_layers
     methods = ["mob", *(name for name in args.methods or known if name != "mob")]
@@ -332,6 +341,7 @@ def main(argv: list[str] | None = None) -> int:
         return 3
     took = times(model, asked, rows, settings)
     values = {"split": args.split, "n": args.n, "layer": LAYER, "batch": BATCH, "model": args.model_path.name}
+    values["timed"] = {"batches": TIMED, "batch": TIMED_BATCH}
     values |= {"tau": tau, "spread": spread, "asked_at": answers.commits(rows)}
     out = {**report(asked, found, answers, took, layers), "setup": values, "provenance": source}
     write_result(args.json, out)

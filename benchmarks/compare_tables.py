@@ -7,14 +7,40 @@ from pathlib import Path
 
 from speed_tables import IMAGES, markdown
 
+from mob.methods import METHODS, own_layers
+
 RESULTS = Path(__file__).parent / "results"
 SPLITS = tuple(name for name in ("easy", "crowded") if (RESULTS / f"compare-{name}.json").exists())
 SURE = 0.05
 BY = {"K": "equal K", "mean": "equal mean"}
+PLAIN = ("mob", "visual", "prompt", "random")
+# Where a rule prunes: colours of the plot, dark for the first rule that does so.
+BEFORE, ONCE, SEVERAL = "before the decoder", "at layer 2", "at several layers"
+COLOURS = {BEFORE: "Blues_r", ONCE: "Oranges_r", SEVERAL: "Greens_r", f"{BEFORE}, {ONCE}": "Purples_r"}
+MARKERS = "osD^vPX<>*"
 
 
 def result(split: str) -> dict:
     return json.loads((RESULTS / f"compare-{split}.json").read_text())
+
+
+def where(method: str) -> str:
+    """Where a rule of the comparison prunes."""
+    if "+" in method:
+        return f"{BEFORE}, {ONCE}"
+    if method == "early-random" or getattr(METHODS.get(method), "early", None) is True:
+        return BEFORE
+    return SEVERAL if own_layers(method) else ONCE
+
+
+def _ordered(found: dict) -> list[str]:
+    """Rules by where they prune, MoB first, then the best first."""
+    total = dict.fromkeys((row["method"] for row in found["rows"] if ":" not in row["method"]), 0.0)
+    for row in found["rows"]:
+        if row["method"] in total and row["by"] == "K":
+            total[row["method"]] += row["macro"]["points"]
+    places = [ONCE, SEVERAL, f"{BEFORE}, {ONCE}", BEFORE]
+    return sorted(total, key=lambda name: (name != "mob", places.index(where(name)), -total[name]))
 
 
 def summary(split: str, by: str) -> str:
@@ -22,9 +48,9 @@ def summary(split: str, by: str) -> str:
     found = result(split)
     rows = {(row["method"], row["budget"]): row for row in found["rows"] if row["by"] == by}
     budgets = list(dict.fromkeys(row["budget"] for row in found["rows"]))
-    lines = [["rule", *(f"K = {K}" if by == "K" else f"as MoB with {K}" for K in budgets)]]
-    for method in dict.fromkeys(method for method, _ in rows if ":" not in method):
-        lines.append([f"`{method}`", *(_mark(rows.get((method, K))) for K in budgets)])
+    lines = [["rule", "prunes", *(f"K = {K}" if by == "K" else f"as MoB with {K}" for K in budgets)]]
+    for method in _ordered(found):
+        lines.append([f"`{method}`", where(method), *(_mark(rows.get((method, K))) for K in budgets)])
     whole, none = (found[name]["macro"]["points"] for name in ("vanilla", "drop-all"))
     note = (
         f"Percent right, mean of nine kinds of questions, {found['setup']['n']} of each; ▲ better and ▼ worse than MoB "
@@ -45,8 +71,9 @@ def _mark(row: dict | None) -> str:
 def full(split: str) -> str:
     """Every row: accuracy with intervals, by coupling, the difference from MoB, and what it costs."""
     head = "MoB's K, compared at, rule, K, tokens a layer, right [95 %], weak, strong, minus MoB [95 %], p"
-    lines = [[*head.split(", "), "selection, CPU ms of 50", "pass, of unpruned"]]
-    for row in result(split)["rows"]:
+    found = result(split)
+    lines = [[*head.split(", "), f"selection, CPU ms of {found['setup']['timed']['batch']}", "pass, of unpruned"]]
+    for row in found["rows"]:
         minus, chosen = row.get("minus_mob"), row["pruner_ms"]
         lines.append(
             [
@@ -60,10 +87,25 @@ def full(split: str) -> str:
                 f"{row['strong']['points']:.1f}",
                 _interval(minus, "+.1f") if minus else "",
                 f"{minus['p']:.1g}" if minus else "",
-                "" if chosen is None else f"{chosen:.0f}",
+                "" if chosen is None else f"{chosen:.1f}",
                 f"{row['share']:.2f}",
             ]
         )
+    return markdown(lines)
+
+
+def tasks(split: str) -> str:
+    """The plainest rules on each kind of question, with the ends: nothing pruned, and nothing left."""
+    found = result(split)
+    names = list(found["vanilla"]["tasks"])
+    rows = {(row["method"], row["K"]): row for row in found["rows"] if row["by"] == "K"}
+    shown = [key for name in PLAIN for key in rows if key[0] == name]
+    rows |= {("vanilla", 196): found["vanilla"], ("drop-all", 0): found["drop-all"]}
+    lines = [["rule", "K", "macro [95 %]", *names]]
+    for method, K in [("vanilla", 196), *shown, ("drop-all", 0)]:
+        row = rows[method, K]
+        right = [f"{row['tasks'][name]:.1f}" for name in names]
+        lines.append([f"`{method}`", str(K), _interval(row["macro"], ".1f"), *right])
     return markdown(lines)
 
 
@@ -94,6 +136,7 @@ for _split in SPLITS:
     for _by in BY:
         TABLES[f"compare-{_split}-{_by}"] = lambda split=_split, by=_by: summary(split, by)
     TABLES[f"compare-{_split}-full"] = lambda split=_split: full(split)
+    TABLES[f"compare-{_split}-tasks"] = lambda split=_split: tasks(split)
     TABLES[f"compare-{_split}-regimes"] = lambda split=_split: regimes(split)
     TABLES[f"compare-{_split}-coupling"] = lambda split=_split: coupling(split)
 
@@ -105,30 +148,48 @@ def plots() -> None:
     if not SPLITS:
         return
     figure, axes = pyplot.subplots(
-        1, len(SPLITS), figsize=(6.4 * len(SPLITS), 4.6), layout="constrained", squeeze=False
+        1, len(SPLITS), figsize=(5 * len(SPLITS) + 1.6, 5), layout="constrained", squeeze=False, sharey=True
     )
     for place, split in zip(axes[0], SPLITS, strict=True):
         _draw(place, split)
+    axes[0, 0].set_ylabel("percent right")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     figure.savefig(IMAGES / "compare.png", dpi=120, metadata={"Software": None})
     pyplot.close(figure)
 
 
 def _draw(axes, split: str) -> None:
+    found = result(split)
+    for name, style in _styles(_ordered(result(SPLITS[0]))).items():
+        points = sorted({(r["mean_tokens"], r["macro"]["points"]) for r in found["rows"] if r["method"] == name})
+        axes.plot(*zip(*points, strict=True), markersize=4.5, label=name, **style)
+    best = _frontier([(r["mean_tokens"], r["macro"]["points"]) for r in found["rows"]])
+    axes.plot(*zip(*best, strict=True), color="0.85", linewidth=7, zorder=0, solid_joinstyle="round", label="the best")
+    axes.axhline(found["vanilla"]["macro"]["points"], color="black", linewidth=0.8, linestyle="--", label="all tokens")
+    axes.set(title=f"{split} scenes", xlabel="visual tokens a layer, mean")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _styles(names: list[str]) -> dict[str, dict]:
+    """MoB black and thick; the others in the colour of where they prune."""
     from matplotlib import colormaps
 
-    found = result(split)
-    names = list(dict.fromkeys(row["method"] for row in found["rows"] if ":" not in row["method"]))
-    colours = dict(zip(names, colormaps["tab20"].colors, strict=False))
-    for name in names:
-        points = sorted({(r["mean_tokens"], r["macro"]["points"]) for r in found["rows"] if r["method"] == name})
-        thick = 2.6 if name == "mob" else 1.2
-        axes.plot(
-            *zip(*points, strict=True), marker="o", markersize=3, linewidth=thick, color=colours[name], label=name
-        )
-    axes.axhline(found["vanilla"]["macro"]["points"], color="black", linewidth=0.8, linestyle="--", label="all tokens")
-    axes.set(title=f"{split} scenes", xlabel="visual tokens a layer, mean", ylabel="percent right")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=7, ncols=2)
+    out = {"mob": {"color": "black", "marker": "o", "linewidth": 2.8, "zorder": 3}}
+    for place, shades in COLOURS.items():
+        here = [name for name in names if name != "mob" and where(name) == place]
+        for number, name in enumerate(here):
+            colour = colormaps[shades](0.15 + 0.5 * number / max(1, len(here) - 1))
+            out[name] = {"color": colour, "marker": MARKERS[number % len(MARKERS)], "linewidth": 1.2}
+    return {name: out[name] for name in names}
+
+
+def _frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that no other beats with as few tokens (Pareto)."""
+    best: list[tuple[float, float]] = []
+    for tokens, right in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or right > best[-1][1]:
+            best.append((tokens, right))
+    return best
 
 
 def _interval(entry: dict, form: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent)]
 
 import compare_tables  # noqa: E402
+import recall_tables  # noqa: E402
 import speed_tables  # noqa: E402
 import theory_tables  # noqa: E402
 from speed_tables import markdown  # noqa: E402
@@ -24,18 +25,21 @@ RESULTS = ROOT / "benchmarks" / "results"
 _WITH_TABLES = (
     "README.md",
     "LLaVA/llava/scenes/checkpoint/README.md",
+    "LLaVA/llava/scenes/checkpoint-crowded/README.md",
     "RedundancyCodebook/README.md",
     "docs/training.md",
     "docs/performance.md",
     "docs/theory.md",
+    "docs/scenes.md",
+    "docs/adaptive.md",
 )
 FILES = tuple(ROOT / name for name in _WITH_TABLES)
 _BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TASKS = ("exist", "colour", "shape", "ocr", "pattern", "bgcolour", "modeshape", "modecolour", "count")
 
 
-def scenes() -> dict:
-    return json.loads((RESULTS / "scenes.json").read_text())
+def scenes(name: str = "scenes") -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def by_budget() -> str:
@@ -63,10 +67,10 @@ def by_difference() -> str:
     return markdown(lines)
 
 
-def by_task() -> str:
-    """Every row of the evaluation, percent right in each kind."""
+def by_task(name: str = "scenes") -> str:
+    """Every row of an evaluation, percent right in each kind."""
     lines = [["rule", "K", "macro [95 %]", *TASKS]]
-    for row in scenes()["rows"]:
+    for row in scenes(name)["rows"]:
         tasks = [f"{100 * row['tasks'][t]['right'] / row['tasks'][t]['asked']:.1f}" for t in TASKS]
         lines.append([f"`{row['method']}`", str(row["K"]), _macro(row), *tasks])
     return markdown(lines)
@@ -174,6 +178,7 @@ TABLES = {
     "scenes-budget": by_budget,
     "scenes-difference": by_difference,
     "scenes-task": by_task,
+    "scenes-crowded-on-easy": lambda: by_task("scenes-crowded-on-easy"),
     "codebook-budget": codebook_by_budget,
     "codebook-difference": codebook_by_difference,
     "codebook-task": codebook_by_task,
@@ -181,6 +186,7 @@ TABLES = {
     **speed_tables.TABLES,
     **compare_tables.TABLES,
     **theory_tables.TABLES,
+    **recall_tables.TABLES,
 }
 
 

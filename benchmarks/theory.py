@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
 from llava.provenance import provenance, write_result
-from llava.scenes.checkpoint import PATH, split_of
+from llava.scenes.checkpoint import PATHS, split_of
 from llava.scenes.evaluate import Asked, batches, questions
 from llava.scenes.packing import IGNORE
 from llava.scenes.splits import SPLITS
@@ -127,10 +127,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="the result")
     parser.add_argument("--split", choices=tuple(SPLITS), default="easy", help="scenes to ask about (easy)")
-    parser.add_argument("--model-path", type=Path, default=PATH, help="the embedded checkpoint, or another of scenes")
+    parser.add_argument("--model-path", type=Path, help="a checkpoint of scenes (that of the split)")
     parser.add_argument("--n", type=int, default=200, help="questions of each of the nine kinds (200)")
     parser.add_argument("--K", type=int, nargs="+", default=[44, 22, 11], help="visual tokens to keep of 196")
     args = parser.parse_args(argv)
+    args.model_path = args.model_path or PATHS[args.split]
     model = LlavaForConditionalGeneration.from_pretrained(args.model_path, dtype=torch.float32).eval()
     entries = passes(model, questions(args.n, args.split), args.K)
     setup = {"split": args.split, "n": args.n, "layer": LAYER, "model": args.model_path.name}

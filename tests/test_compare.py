@@ -102,6 +102,31 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     for by in compare_tables.BY:
         assert "`pyramiddrop`" in compare_tables.summary("easy", by)
     assert compare_tables.full("easy").count("\n") == 2 + len(first["rows"])
+    tasks = compare_tables.tasks("easy").splitlines()
+    assert [line.split(" | ")[:2] for line in tasks[2:]] == [
+        ["| `vanilla`", "196"],
+        ["| `mob`", "22"],
+        ["| `random`", "22"],
+        ["| `drop-all`", "0"],
+    ]
+    for row in [first["vanilla"], *first["rows"]]:
+        assert sum(row["tasks"].values()) / 9 == pytest.approx(row["macro"]["points"], abs=0.01)
+    monkeypatch.setattr(compare_tables, "SPLITS", ("easy",))
+    monkeypatch.setattr(compare_tables, "IMAGES", tmp_path)
+    compare_tables.plots()
+    assert (tmp_path / "compare.png").stat().st_size > 10_000
+
+
+def test_where_rules_prune_and_which_are_best():
+    assert [compare_tables.where(name) for name in ("visual", "sparsevlm", "divprune", "early-random")] == [
+        compare_tables.ONCE,
+        compare_tables.SEVERAL,
+        compare_tables.BEFORE,
+        compare_tables.BEFORE,
+    ]
+    assert set(compare_tables.COLOURS) == {compare_tables.where(name) for name in compare.rules(Path("x"))}
+    points = [(10, 5.0), (10, 6.0), (20, 6.0), (30, 8.0), (25, 5.5), (40, 7.9)]
+    assert compare_tables._frontier(points) == [(10, 6.0), (30, 8.0)]
 
 
 @pytest.mark.may_skip("rules before the decoder need a newer transformers than the oldest that is supported")
@@ -112,7 +137,7 @@ def test_a_tower_that_looks_once_changes_no_answer():
     tower, looks, saw = model.model.vision_tower, [], []
     next(tower.children()).register_forward_hook(lambda *_: looks.append(1))
     settings = compare.Settings(compare.Setup(), 1.5, 0.1)
-    ((_, inputs),) = compare._inputs(model, compare.questions(1))
+    ((_, inputs),) = compare.batches(compare.questions(1), 9)
     ways = [compare.VANILLA, *compare.rules(None)]
     watching = {name for name in ways if compare._asks_tower(name)}
     assert watching == {"scope", "visionzip"}

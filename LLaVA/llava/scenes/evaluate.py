@@ -30,7 +30,7 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
 from llava.provenance import provenance, write_result
-from llava.scenes.checkpoint import NUM_PATCHES, PATH, PROMPT, build_tokenizer, split_of
+from llava.scenes.checkpoint import NUM_PATCHES, PATHS, PROMPT, build_tokenizer, split_of
 from llava.scenes.packing import IGNORE, pixels
 from llava.scenes.questions import Question
 from llava.scenes.splits import SPLITS
@@ -316,7 +316,7 @@ def main() -> None:
     parser.add_argument("--codebook", help="codebook.safetensors, for the methods with codebook in their name")
     parser.add_argument("--positions", choices=("keep", "reindex"), default="keep", help="after early rules (keep)")
     parser.add_argument("--batch", type=int, default=50)
-    parser.add_argument("--model-path", type=Path, default=PATH)
+    parser.add_argument("--model-path", type=Path, help="a checkpoint of scenes (that of the split)")
     parser.add_argument("--json", type=Path, help="write the results here, with versions and hardware")
     args = parser.parse_args()
     if args.n < 1 or args.batch < 1 or not all(0 < K <= NUM_PATCHES for K in args.K):
@@ -325,6 +325,7 @@ def main() -> None:
         parser.error("--methods codebook needs --codebook, a codebook.safetensors of this model")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.model_path = args.model_path or PATHS[args.split]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = LlavaForConditionalGeneration.from_pretrained(args.model_path, dtype=torch.float32).to(device).eval()
     try:
