@@ -7,7 +7,7 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import mob
-from llava.scenes.checkpoint import PATH, PROMPT
+from llava.scenes.checkpoint import PATH, PATHS, PROMPT
 from llava.scenes.evaluate import Scores, questions, run, wilson
 from llava.scenes.generator import sample
 from llava.scenes.questions import TASKS
@@ -74,3 +74,21 @@ def test_wilson_interval():
     low, high = wilson(8, 10)
     assert abs(low - 49.02) < 0.01 and abs(high - 94.33) < 0.01
     assert wilson(0, 0) == (0.0, 100.0)
+
+
+@pytest.fixture(scope="module")
+def crowded():
+    return LlavaForConditionalGeneration.from_pretrained(PATHS["crowded"], dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize(("split", "least"), [("crowded", 88), ("easy", 95)])
+def test_the_crowded_model_answers_both_kinds_of_scenes(crowded, split, least):
+    assert run(crowded, ["vanilla"], [], n=30, split=split).macro(("vanilla", 196))[0] >= least
+
+
+def test_crowded_scenes_tell_prompt_and_visual_apart(crowded):
+    """With few tokens, weak questions want those that the prompt names, strong ones those that cover the picture."""
+    K = 11
+    scores = run(crowded, ["prompt", "visual"], [K], n=50, split="crowded")
+    apart = {group: scores.difference(("prompt", K), ("visual", K), group)[0] for group in ("weak", "strong")}
+    assert apart["weak"] >= 5 and apart["strong"] <= -5

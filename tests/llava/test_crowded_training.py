@@ -116,6 +116,7 @@ def test_the_evaluation_command_asks_about_crowded_scenes(tmp_path, monkeypatch,
     evaluate.main()
     assert "strong questions: prompt - visual" in capsys.readouterr().out
     out = json.loads((tmp_path / "out.json").read_text())
+    assert out["setup"]["model"] == "checkpoint-crowded"  # by default
     assert out["setup"]["split"] == "crowded" and {e["coupling"] for e in out["prompt_minus_visual"]} == {
         "weak",
         "strong",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lmms_eval.tasks import TaskManager
 from paper.runners import LMMS  # benchmarks/ is put on the path by this folder's conftest
 
 from audit_logs import Page
+from llava.scenes.checkpoint import PATHS
 from llava.scenes.evaluate import batches, questions, right
 from mob import MoBConfig
 from mob.audit import __main__ as audit
@@ -95,14 +97,16 @@ def test_scenes_score_as_their_own_evaluation(scenes, tmp_path, K):
 
 
 def test_crowded_scenes_score_as_their_own_evaluation(scenes, tmp_path):
-    """Pictures and answers of the other split; the embedded checkpoint does not know all of its words."""
-    lm, asked = get_model("llava-v1.5-mob")(batch_size=16, device="cpu", mob=False), questions(3, "crowded")
-    _, inputs = next(batches(asked, len(asked)))
+    """Pictures and answers of the other split, and the checkpoint that was trained on it, by a path of any form."""
+    path, asked = os.path.relpath(PATHS["crowded"]), questions(3, "crowded")
+    lm = get_model("llava-v1.5-mob")(pretrained=path, batch_size=16, device="cpu", mob=False)
+    assert lm.conv_template == "hf"
+    _, inputs = next(batches(asked, len(asked), "crowded"))
     with torch.no_grad():
         expected = right(lm.model, inputs, None)
     results, samples = evaluate(lm, [smaller("mob_scenes_crowded", scenes, 3)], scenes, tmp_path)
     found = samples["mob_scenes_crowded"]
-    assert [bool(sample["accuracy"]) for sample in found] == expected and 0 < sum(expected) < len(expected)
+    assert [bool(sample["accuracy"]) for sample in found] == expected and sum(expected) > 0.8 * len(expected)
     assert {sample["doc"]["kind"] for sample in found} == {one.question.task for one in asked}
     assert {f"{one.question.task},none" for one in asked} <= set(results["mob_scenes_crowded"])
 

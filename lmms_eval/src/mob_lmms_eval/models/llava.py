@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class Llava(MoBModel):
             device=device,
             **more,
         )
-        usual = OWN if path == str(EMBEDDED) else _usual(name)
+        usual = OWN if Path(self.folder).resolve().parent == EMBEDDED.parent else _usual(name)
         self.name, self.conv_template = name, chosen(options.get("conv_template", usual), self.tokenizer)
 
     def prompt(self, sample: Sample) -> str:
