@@ -30,6 +30,8 @@ _STACKED = "mob_stacked"
 _PIXELS = ("pixel_values", "image_patches")
 MODALITIES = {IMAGE: "image", VIDEO: "video"}
 ENCODED = "mm_encoder_outputs"
+# Qwen-Omni's forward has other names for two arguments of its get_rope_index.
+_ROPE_NAMES = {"second_per_grids": "video_second_per_grid", "audio_seqlens": "audio_feature_lengths"}
 PER_TOKEN = ("attention_mask", "mm_token_type_ids", "token_type_ids")
 
 
@@ -235,14 +237,23 @@ def _positions(
     if given is not None:
         return given.expand(len(rows), -1).gather(1, order) if settings.positions == "keep" else fresh
     if hasattr(base, "get_rope_index"):
-        known = inspect.signature(base.get_rope_index).parameters
-        mine = {k: v for k, v in kwargs.items() if k in known and k not in ("input_ids", "attention_mask")}
-        whole, _ = base.get_rope_index(kwargs["input_ids"], attention_mask=real.to(torch.int64), **mine)
+        whole, _ = base.get_rope_index(
+            kwargs["input_ids"], attention_mask=real.to(torch.int64), **_rope_arguments(base, kwargs)
+        )
         return torch.cat([fresh[None], whole.gather(2, order.expand(3, -1, -1))])
     if settings.positions != "keep":
         return None
     whole = (real.cumsum(1) - 1).clamp_min(0)
     return whole.gather(1, order)
+
+
+def _rope_arguments(base: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a call says of its pictures, videos and sounds, under the names that ``get_rope_index`` has for it."""
+    known = set(inspect.signature(base.get_rope_index).parameters) - {"input_ids", "attention_mask"}
+    mine = {name: kwargs.get(_ROPE_NAMES.get(name, name)) for name in known}
+    if "audio_seqlens" in known and (mask := kwargs.get("feature_attention_mask")) is not None:
+        mine["audio_seqlens"] = mask.sum(-1)
+    return {name: value for name, value in mine.items() if value is not None}
 
 
 def brings_pictures(kwargs: dict[str, Any]) -> bool:
