@@ -19,9 +19,10 @@ class MMTok:
     """Greedy maximum of the mean coverage of the prompt plus ``alpha`` times the mean coverage of the picture.
 
     A token covers a word, or another token, with its share in a softmax of cosines over all visual tokens; each word
-    and each token counts its best. Written from the paper's idea, not from its release: both parts use the features in
-    the language model's space and the prompt's word embeddings, no other model rewrites the question, and temperatures
-    and weight, as we know them, have not been checked against the authors' code. Without a prompt, the picture alone.
+    and each token counts its best. Temperatures and weight are those of the authors' code. It differs from here in what
+    it looks at: the vision tower's features before the projector for the picture's part, and for the prompt's only the
+    key words of the question; here both use features in the language model's space, and all words that a rule may see.
+    Without a prompt, the picture alone.
 
     Attributes:
         tau_text, tau_visual: temperatures of the two softmaxes.
