@@ -103,7 +103,7 @@ def full(split: str) -> str:
                 f"{row['weak']['points']:.1f}",
                 f"{row['strong']['points']:.1f}",
                 _interval(minus, "+.1f") if minus else "",
-                f"{minus['p']:.1g}" if minus else "",
+                "" if minus is None else "< 1e-12" if minus["p"] < 1e-12 else f"{minus['p']:.1g}",
                 "" if chosen is None else f"{chosen:.1f}",
                 f"{row['share']:.2f}",
             ]

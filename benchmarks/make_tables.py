@@ -31,6 +31,7 @@ _WITH_TABLES = (
     "docs/performance.md",
     "docs/theory.md",
     "docs/scenes.md",
+    "docs/comparison.md",
     "docs/adaptive.md",
 )
 FILES = tuple(ROOT / name for name in _WITH_TABLES)
