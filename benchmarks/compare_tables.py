@@ -13,10 +13,6 @@ RESULTS = Path(__file__).parent / "results"
 SPLITS = tuple(name for name in ("easy", "crowded") if (RESULTS / f"compare-{name}.json").exists())
 SURE = 0.05
 NINTH = 22
-NOTE = (
-    "Percent right, mean of nine kinds of questions, 500 of each; ▲ better and ▼ worse than MoB "
-    f"(paired, McNemar, p < {SURE})."
-)
 BY = {"K": "equal K", "mean": "equal mean"}
 PLAIN = ("mob", "visual", "prompt", "random")
 # Where a rule prunes: colours of the plot, dark for the first rule that does so.
@@ -57,7 +53,7 @@ def summary(split: str, by: str) -> str:
     for method in _ordered(found):
         lines.append([f"`{method}`", where(method), *(_mark(rows.get((method, K))) for K in budgets)])
     whole, none = (found[name]["macro"]["points"] for name in ("vanilla", "drop-all"))
-    note = f"All 196 tokens: **{whole:.1f}**; none from layer 2 on: {none:.1f}. {NOTE}"
+    note = f"All 196 tokens: **{whole:.1f}**; none from layer 2 on: {none:.1f}. {_note(found)}"
     return f"{markdown(lines)}\n{note}\n"
 
 
@@ -73,7 +69,14 @@ def ninth() -> str:
             cells += [_mark(rows.get((method, NINTH, by))) for by in BY]
         lines.append([f"`{method}`", where(method), *cells])
     whole = " and ".join(f"**{found[split]['vanilla']['macro']['points']:.1f}** ({split})" for split in SPLITS)
-    return f"{markdown(lines)}\nK = {NINTH} of 196. All tokens: {whole}. {NOTE}\n"
+    return f"{markdown(lines)}\nK = {NINTH} of 196. All tokens: {whole}. {_note(found[SPLITS[0]])}\n"
+
+
+def _note(found: dict) -> str:
+    return (
+        f"Percent right, mean of nine kinds of questions, {found['setup']['n']} of each; ▲ better and ▼ worse than MoB "
+        f"(paired, McNemar, p < {SURE})."
+    )
 
 
 def _mark(row: dict | None) -> str:
