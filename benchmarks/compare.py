@@ -26,10 +26,10 @@ from pathlib import Path
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import LlavaForConditionalGeneration
 
 from llava.provenance import provenance, write_result
-from llava.scenes.checkpoint import NUM_PATCHES, PATHS, split_of
+from llava.scenes.checkpoint import NUM_PATCHES, split_of
+from llava.scenes.command import add_questions, load_model
 from llava.scenes.evaluate import (
     DROP_ALL,
     EARLY_RANDOM,
@@ -42,7 +42,6 @@ from llava.scenes.evaluate import (
     right,
     settings_for,
 )
-from llava.scenes.splits import SPLITS
 from mob import MoBConfig, Pruning
 from mob.cost import keep_for_mean, mean_tokens
 from mob.coupling import split
@@ -308,10 +307,8 @@ def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="the result")
     parser.add_argument("--work", type=Path, default=Path("runs/compare"), help="answers so far (runs/compare)")
-    parser.add_argument("--split", choices=tuple(SPLITS), default="easy", help="scenes to ask about (easy)")
-    parser.add_argument("--model-path", type=Path, help="a checkpoint of scenes (that of the split)")
+    add_questions(parser, n=500)
     parser.add_argument("--codebook", type=Path, help="codebook.safetensors of this model: its rule takes part")
-    parser.add_argument("--n", type=int, default=500, help="questions of each of the nine kinds (500)")
     parser.add_argument("--K", type=int, nargs="+", default=list(BUDGETS), help="MoB's budgets, of 196")
     parser.add_argument("--methods", nargs="+", help="rules beside mob (all)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop asking after so many; go on later")
@@ -324,8 +321,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := [name for name in args.methods or [] if name not in known]:
         flags().error(f"--methods {unknown[0]}: choose of {', '.join(known)}")
     until = time.monotonic() + 60 * args.minutes
-    args.model_path = args.model_path or PATHS[args.split]
-    model = LlavaForConditionalGeneration.from_pretrained(args.model_path, dtype=torch.float32).eval()
+    model = load_model(flags(), args)
     layers = model.config.text_config.num_hidden_layers
     methods = ["mob", *(name for name in args.methods or known if name != "mob")]
     found = ways(methods, args.K, layers)

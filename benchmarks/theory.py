@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import LlavaForConditionalGeneration
 
 from llava.provenance import provenance, write_result
-from llava.scenes.checkpoint import PATHS, split_of
+from llava.scenes.checkpoint import split_of
+from llava.scenes.command import add_questions, load_model
 from llava.scenes.evaluate import Asked, batches, questions
 from llava.scenes.packing import IGNORE
 from llava.scenes.splits import SPLITS
@@ -126,13 +126,10 @@ def _mean(values) -> float | None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="the result")
-    parser.add_argument("--split", choices=tuple(SPLITS), default="easy", help="scenes to ask about (easy)")
-    parser.add_argument("--model-path", type=Path, help="a checkpoint of scenes (that of the split)")
-    parser.add_argument("--n", type=int, default=200, help="questions of each of the nine kinds (200)")
+    add_questions(parser, n=200)
     parser.add_argument("--K", type=int, nargs="+", default=[44, 22, 11], help="visual tokens to keep of 196")
     args = parser.parse_args(argv)
-    args.model_path = args.model_path or PATHS[args.split]
-    model = LlavaForConditionalGeneration.from_pretrained(args.model_path, dtype=torch.float32).eval()
+    model = load_model(parser, args)
     entries = passes(model, questions(args.n, args.split), args.K)
     setup = {"split": args.split, "n": args.n, "layer": LAYER, "model": args.model_path.name}
     out = {**report(entries, args.split), "setup": setup, "provenance": provenance(args.model_path)}

@@ -27,10 +27,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
-from transformers import LlavaForConditionalGeneration
 
 from llava.provenance import provenance, write_result
-from llava.scenes.checkpoint import NUM_PATCHES, PATHS, PROMPT, build_tokenizer, split_of
+from llava.scenes.checkpoint import NUM_PATCHES, PROMPT, build_tokenizer, split_of
+from llava.scenes.command import add_questions, load_model
 from llava.scenes.packing import IGNORE, pixels
 from llava.scenes.questions import Question
 from llava.scenes.splits import SPLITS
@@ -310,26 +310,21 @@ def main() -> None:
     default = [VANILLA, "mob", "visual", "prompt", "random", DROP_ALL]
     parser.add_argument("--methods", nargs="+", choices=choices, default=default, metavar="METHOD")
     parser.add_argument("--K", nargs="+", type=int, default=[65, 44, 22], help="visual tokens to keep of 196")
-    parser.add_argument("--split", choices=tuple(SPLITS), default="easy", help="scenes to ask about (easy)")
-    parser.add_argument("--n", type=int, default=500, help="questions of each of the nine kinds")
+    add_questions(parser, n=500)
     parser.add_argument("--layer", type=int, default=2)
     parser.add_argument("--codebook", help="codebook.safetensors, for the methods with codebook in their name")
     parser.add_argument("--positions", choices=("keep", "reindex"), default="keep", help="after early rules (keep)")
     parser.add_argument("--batch", type=int, default=50)
-    parser.add_argument("--model-path", type=Path, help="a checkpoint of scenes (that of the split)")
     parser.add_argument("--json", type=Path, help="write the results here, with versions and hardware")
     args = parser.parse_args()
-    if args.n < 1 or args.batch < 1 or not all(0 < K <= NUM_PATCHES for K in args.K):
-        parser.error(f"--n and --batch must be at least 1, --K between 1 and {NUM_PATCHES}")
+    if args.batch < 1 or not all(0 < K <= NUM_PATCHES for K in args.K):
+        parser.error(f"--batch must be at least 1, --K between 1 and {NUM_PATCHES}")
     if not args.codebook and any("codebook" in method for method in args.methods):
         parser.error("--methods codebook needs --codebook, a codebook.safetensors of this model")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.model_path = args.model_path or PATHS[args.split]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = LlavaForConditionalGeneration.from_pretrained(args.model_path, dtype=torch.float32).to(device).eval()
+    model = load_model(parser, args).to("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        split_of(model)
         if args.codebook:
             check_model(read_codebook(args.codebook), model, f"the codebook {args.codebook}")
     except ValueError as error:
