@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoProcessor
 
 import checkpoints
+from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
 from llava.train.llava_trainer import keep_in_step
 from llava.train.saving import merged
@@ -86,6 +87,25 @@ def test_two_stages(world, squares, tmp_path):
     assert torch.equal(projector.linear_1.weight, learnt["model.mm_projector.0.weight"])
     assert torch.equal(projector.linear_2.bias, learnt["model.mm_projector.2.bias"])
     assert torch.equal(begun.start.model.model.image_newline, learnt["model.image_newline"])
+
+
+def test_tiles_saved_for_stock_code(world, squares, tmp_path):
+    """The original layout knows one tile; what is saved in transformers' own cuts the same tiles of every picture."""
+    tiles = ("--image_aspect_ratio", "anyres", "--image_grid_pinpoints", "[[28, 56], [56, 28], [56, 56]]")
+    out = tmp_path / "llava-next"
+    trainer = train(argv=world.flags(out, squares, *tiles, "--max_steps", "1"))
+    model, image_processor = load_pretrained_model(str(out), None, out.name, device="cpu")[1:3]
+    stock = AutoProcessor.from_pretrained(out)
+    assert type(stock).__name__ == "LlavaNextProcessor" and stock.tokenizer.padding_side == "left"
+    gradient = torch.arange(96 * 96 * 3, dtype=torch.float32).reshape(96, 96, 3).sin().mul(127).add(128)
+    whole = Image.fromarray(gradient.to(torch.uint8).numpy())
+    for size in ((28, 28), (31, 90), (90, 31), (96, 96), (5, 9)):
+        picture = whole.crop((0, 0, *size))
+        trained = process_images([picture], trainer.start.image_processor, trainer.start.model.config)
+        inputs = stock(text="<image>", images=picture, return_tensors="pt")
+        assert torch.equal(inputs["pixel_values"], trained), size
+        assert torch.equal(torch.as_tensor(process_images([picture], image_processor, model.config)), trained), size
+        assert model(**inputs).logits.isfinite().all()  # as many placeholders as tokens, or it refuses
 
 
 def test_starts_in_the_layout_of_transformers_and_from_adapters(world, squares, tmp_path):

@@ -13,7 +13,8 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlavaProcessor
+from transformers import LlavaNextProcessor, LlavaProcessor
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from llava.model.adapters import LORA, PROJECTOR, TRAINABLES, read_parts
 from llava.model.formats import TOWER
@@ -119,24 +120,30 @@ def save_tokenizer(start: Start, folder: Path) -> None:
 
 
 def save_processors(start: Start, folder: Path) -> None:
-    """Tokenizer and image processor of a folder of transformers; for LLaVA-1.5 also the processor that stock code uses.
-
-    LLaVA-1.6's needs an image processor of its own kind, which the original layout does not describe.
-    """
+    """What stock ``AutoProcessor`` reads: the tokenizer, and what makes pixels of pictures as the training did."""
     # A tokenizer saves what it was made with, and the original layout's was made without a word about this.
     start.tokenizer.init_kwargs["padding_side"] = start.tokenizer.padding_side
     start.tokenizer.save_pretrained(folder)
-    start.image_processor.save_pretrained(folder)
-    config = start.model.config
-    if config.model_type == "llava":
-        LlavaProcessor(
-            image_processor=start.image_processor,
-            tokenizer=start.tokenizer,
-            patch_size=config.vision_config.patch_size,
-            vision_feature_select_strategy=config.vision_feature_select_strategy,
-            num_additional_image_tokens=1,  # CLIP's CLS token
-            chat_template=start.tokenizer.chat_template,
-        ).save_pretrained(folder)
+    config, pictures, kind = start.model.config, start.image_processor, LlavaProcessor
+    if config.model_type == "llava_next":
+        pictures, kind = _tiled(pictures, config), LlavaNextProcessor
+    pictures.save_pretrained(folder)
+    kind(
+        image_processor=pictures,
+        tokenizer=start.tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=1,  # CLIP's CLS token
+        chat_template=start.tokenizer.chat_template,
+    ).save_pretrained(folder)
+
+
+def _tiled(pictures: Any, config: Any) -> Any:
+    """The image processor that cuts tiles itself, for one that sees a tile: LLaVA-1.6's in the original layout."""
+    if getattr(pictures, "image_grid_pinpoints", None):
+        return pictures
+    settings = {key: value for key, value in pictures.to_dict().items() if key != "image_processor_type"}
+    return LlavaNextImageProcessorPil(**settings, image_grid_pinpoints=config.image_grid_pinpoints)
 
 
 # ---------------------------------------------------------------------------------------------------------------
