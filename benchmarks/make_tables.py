@@ -134,7 +134,8 @@ def by_training() -> str:
     note = (
         f"Percent right, mean of nine kinds of questions, {setup['n']} held-out questions of each, {seeds} "
         f"{'seed' if seeds == 1 else 'seeds'}; 95 % intervals by resampling scenes, paired in the last two rows, which "
-        f"say nothing about other seeds. {setup['steps']} steps of {setup['dialogues']} dialogues, one thread."
+        f"say nothing about other seeds. {setup['steps']} steps of {setup['dialogues']} dialogues, one thread. "
+        "A step with a drawn K was not timed by itself: it is the mean of the three budgets."
     )
     return f"{markdown(lines)}\n{note}\n"
 

@@ -306,6 +306,9 @@ def original_folder(
         torch.save({name: state[name] for name in part}, folder / file)
     index = {"metadata": {"total_size": 0}, "weight_map": {n: f for f, part in shards.items() for n in part}}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    # Of no use, but published beside the whole model: the projector that the training began with.
+    first = {name: torch.zeros_like(value) for name, value in state.items() if "mm_projector" in name}
+    torch.save(first, folder / "mm_projector.bin")
     return folder
 
 

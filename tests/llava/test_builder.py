@@ -235,6 +235,13 @@ def test_wrong_folders(tmp_path):
         load(tmp_path)
 
 
+def test_a_whole_model_has_no_base(folders):
+    """Not even where a projector lies beside it, as in the published folders."""
+    for layout in ("bin", "safetensors"):
+        with pytest.raises(ValueError, match="holds a whole model: leave model_base out"):
+            load_pretrained_model(str(folders[layout]), str(folders["bin"]), "llava-v1.5-mob", device="cpu")
+
+
 def test_the_key_mapping_is_not_written_into_saved_models(folders):
     """transformers would otherwise undo KEYS on saving, and write a folder that nothing can load."""
     assert KEYS

@@ -84,6 +84,18 @@ def test_pictures_are_placed_as_at_inference(tmp_path):
     assert marked.turns[0].startswith("<im_start><image><im_end>\n")
 
 
+def test_the_placeholder_as_a_word_of_a_text(family, tmp_path):
+    """Texts about web pages hold it; where it stands as in LLaVA's data, at either end, a picture is missing."""
+    text = {"conversations": said("what is <image> in RSS?", "a tag: <image> opens it", "thanks", "<image>")}
+    data = dataset(family, tmp_path, [text])
+    assert data.records[0].images == () and data.records[0].turns[0] == "what is < image> in RSS?"
+    sample = data[0]
+    assert data.config.image_token_id not in sample["input_ids"] and "pixel_values" not in sample
+    lost = write(tmp_path / "lost.json", [{"conversations": said("what is this?\n<image>", "a star")}])
+    with pytest.raises(BadSample, match="names 0 picture"):
+        read_records(lost, V1, Refusals("stop"))
+
+
 def test_lines_end_where_lines_end(tmp_path):
     """A string may hold marks that Unicode calls line ends; and some editors write a mark of byte order."""
     said_so = [{"id": n, "conversations": said(f"a{mark}b", "c")} for n, mark in enumerate("\u2028\u2029\x85")]

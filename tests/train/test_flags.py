@@ -6,7 +6,9 @@ import json
 import shutil
 
 import pytest
+from transformers import CLIPVisionConfig
 
+import checkpoints
 from llava.train.arguments import parse, translate
 from llava.train.build import pinpoints
 from llava.train.train import main, train
@@ -53,6 +55,30 @@ def test_old_flags_are_translated(capsys):
     assert said.count("\n") == 1 and "--warmup_ratio: now --warmup_steps" in said
 
 
+GONE = """
+    overwrite_output_dir evaluation_strategy per_gpu_train_batch_size per_gpu_eval_batch_size warmup_ratio logging_dir
+    save_safetensors no_cuda use_mps_device jit_mode_eval use_ipex fp16_opt_level half_precision_backend tpu_num_cores
+    tpu_metrics_debug past_index fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap adafactor group_by_length
+    use_legacy_prediction_loop include_inputs_for_metrics fp16_backend push_to_hub_model_id push_to_hub_organization
+    push_to_hub_token mp_parameters torchdynamo ray_scope dispatch_batches split_batches include_tokens_per_second
+""".split()  # noqa: SIM905
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_every_flag_of_transformers_4_is_known(name, tmp_path, capsys):
+    """The fields of TrainingArguments in 4.37, the original's version, that 5 does not have."""
+    values = {
+        "per_gpu_train_batch_size": "2",
+        "per_gpu_eval_batch_size": "2",
+        "warmup_ratio": "0.1",
+        "evaluation_strategy": "no",
+        "torchdynamo": "eager",
+    }
+    needed = ["--model_name_or_path", "x", "--data_path", "y", "--output_dir", str(tmp_path), "--use_cpu", "True"]
+    parse([*needed, f"--{name}", values.get(name, "True"), "--report_to", "none"])
+    assert f"--{name}: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -73,6 +99,14 @@ def test_old_flags_are_translated(capsys):
         (("--report_to", "clearml"), "--report_to clearml: it is not installed"),
         (("--mm_use_im_start_end", "True", *PROJECTOR), "only a run of the whole model trains"),
         (("--mm_use_im_start_end", "True", *LORA), "only a run of the whole model trains"),
+        (("--image_grid_pinpoints", "[[28, 56]]"), "pad pictures are not cut into tiles"),
+        (("--label_smoothing_factor", "0.1"), "answers would guide the pruning"),
+        ((*PROJECTOR, "--unfreeze_mm_vision_tower", "True"), "--unfreeze_mm_vision_tower: other flags train"),
+        ((*PROJECTOR, "--freeze_mm_mlp_adapter", "True"), "--freeze_mm_mlp_adapter: other flags train"),
+        (("--mm_tunable_parts", "mm_language_model", "--freeze_backbone", "True"), "--freeze_backbone: other flags"),
+        (("--mm_tunable_parts", "mm_mlp_adapter,mm_language_model", *PROJECTOR), "--tune_mm_mlp_adapter: other flags"),
+        (("--mm_vision_tower_lr", "1e-6"), "--mm_vision_tower_lr: mm_vision_tower is not trained"),
+        (("--freeze_mm_mlp_adapter", "True", "--mm_projector_lr", "1e-5"), "--mm_projector_lr: mm_mlp_adapter is not"),
     ],
 )
 def test_wrong_flags_are_one_line(world, squares, tmp_path, flags, message, monkeypatch):
@@ -126,6 +160,8 @@ def test_pinpoints():
         (("--mm_projector_type", "linear"), "was made with mlp2x_gelu"),
         (("--mm_use_im_start_end", "True"), "was made with none"),
         (("--image_aspect_ratio", "anyres"), "treats pictures otherwise"),
+        (("--image_grid_pinpoints", "[[28, 56]]"), "was made with none"),
+        (("--bits", "4", *LORA, *ORIGINAL), "is in the layout of transformers"),
     ],
 )
 def test_flags_do_not_change_a_finished_model(world, squares, tmp_path, flags, message):
@@ -135,3 +171,29 @@ def test_flags_do_not_change_a_finished_model(world, squares, tmp_path, flags, m
     trainer_for(argv)
     with pytest.raises(ValueError, match=message):
         trainer_for([*argv, *flags])
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--mm_vision_select_layer", "-1"), "was made with -2"),
+        (("--mm_use_im_start_end", "True"), "was made with none"),
+    ],
+)
+def test_nor_one_of_the_original_layout(world, squares, tmp_path, flags, message):
+    whole = checkpoints.original_folder(tmp_path / "llava-v1.5-tiny", world.tower, checkpoints.model())
+    argv = world.flags(tmp_path / "out", squares, "--model_name_or_path", str(whole), base=False)
+    assert trainer_for(argv).start.mode == "full"  # the projector that is published beside it makes it no adapter
+    with pytest.raises(ValueError, match=message):
+        trainer_for([*argv, *flags])
+
+
+def test_a_named_tower_is_that_of_the_folder(world, squares, tmp_path):
+    train(argv=world.flags(tmp_path / "one", squares, "--max_steps", "1"))
+    started = ("--model_name_or_path", str(tmp_path / "one"), "--version", "llava_hf", "--vision_tower")
+    trainer_for(world.flags(tmp_path / "two", squares, *started, str(world.tower), base=False))
+    other = CLIPVisionConfig.from_pretrained(world.tower)
+    other.image_size *= 2
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="its image_size is 56, that of the tower in .* 28"):
+        trainer_for(world.flags(tmp_path / "two", squares, *started, str(tmp_path / "other"), base=False))

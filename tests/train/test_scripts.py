@@ -107,6 +107,7 @@ def test_merging(world, lora, tmp_path):
         for name, value in model.state_dict().items():
             rows = slice(checkpoints.VOCABULARY)
             assert torch.equal(value[rows], expected[name][rows]), name
+    assert json.loads((tmp_path / "original" / "config.json").read_text())["unfreeze_mm_vision_tower"] is True
     with pytest.raises(ValueError, match="the model that it was trained on"):
         merge(str(lora), None, str(tmp_path / "x"))
     with pytest.raises(ValueError, match="--dtype int3"):

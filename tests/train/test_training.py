@@ -14,6 +14,7 @@ from transformers import AutoProcessor
 import checkpoints
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
+from llava.model.formats import holds_tower
 from llava.train.llava_trainer import keep_in_step
 from llava.train.saving import merged
 from llava.train.train import train
@@ -89,14 +90,17 @@ def test_two_stages(world, squares, tmp_path):
     assert torch.equal(begun.start.model.model.image_newline, learnt["model.image_newline"])
 
 
-def test_tiles_saved_for_stock_code(world, squares, tmp_path):
-    """The original layout knows one tile; what is saved in transformers' own cuts the same tiles of every picture."""
-    tiles = ("--image_aspect_ratio", "anyres", "--image_grid_pinpoints", "[[28, 56], [56, 28], [56, 56]]")
-    out = tmp_path / "llava-next"
-    trainer = train(argv=world.flags(out, squares, *tiles, "--max_steps", "1"))
+TILES = ("--image_aspect_ratio", "anyres", "--image_grid_pinpoints", "[[28, 56], [56, 28], [56, 56]]")
+
+
+@pytest.mark.parametrize("flags", [TILES, ("--image_aspect_ratio", "pad"), ("--image_aspect_ratio", "square")])
+def test_what_is_saved_for_stock_code_sees_what_was_trained_on(world, squares, tmp_path, flags):
+    """Our own loader squares, pads and cuts pictures by itself; stock code asks the image processor to."""
+    out = tmp_path / "llava-stock"
+    trainer = train(argv=world.flags(out, squares, *flags, "--max_steps", "1"))
     model, image_processor = load_pretrained_model(str(out), None, out.name, device="cpu")[1:3]
     stock = AutoProcessor.from_pretrained(out)
-    assert type(stock).__name__ == "LlavaNextProcessor" and stock.tokenizer.padding_side == "left"
+    assert ("Next" in type(stock).__name__) == (flags is TILES) and stock.tokenizer.padding_side == "left"
     gradient = torch.arange(96 * 96 * 3, dtype=torch.float32).reshape(96, 96, 3).sin().mul(127).add(128)
     whole = Image.fromarray(gradient.to(torch.uint8).numpy())
     for size in ((28, 28), (31, 90), (90, 31), (96, 96), (5, 9)):
@@ -106,6 +110,30 @@ def test_tiles_saved_for_stock_code(world, squares, tmp_path):
         assert torch.equal(inputs["pixel_values"], trained), size
         assert torch.equal(torch.as_tensor(process_images([picture], image_processor, model.config)), trained), size
         assert model(**inputs).logits.isfinite().all()  # as many placeholders as tokens, or it refuses
+
+
+@pytest.mark.parametrize("flags", [(), ("--mm_tunable_parts", "mm_vision_tower,mm_mlp_adapter")])
+def test_the_original_is_told_of_a_tower_of_ones_own(world, squares, tmp_path, flags):
+    """Or it would load the one that the config names over that in the folder: LLaVA-1.6's, or a trained one."""
+    started = ()
+    if not flags:
+        source = checkpoints.next_model()
+        whole = checkpoints.original_folder(tmp_path / "v1.6", world.tower, source, with_tower=True, **checkpoints.NEXT)
+        started = (*TILES[:2], "--model_name_or_path", str(whole))
+    out = tmp_path / "llava-out"
+    train(argv=world.flags(out, squares, *started, *flags, *ORIGINAL, "--max_steps", "1", base=not started))
+    assert json.loads((out / "config.json").read_text())["unfreeze_mm_vision_tower"] is True and holds_tower(out)
+
+
+def test_the_first_stage_may_save_a_whole_model(world, squares, tmp_path):
+    """Its projector is found there, even under the name that upstream's command line has."""
+    first = tmp_path / "llava-pretrain"
+    trained = train(argv=world.flags(first, squares, *PROJECTOR, "--version", "plain", "--max_steps", "2"))
+    learnt = trained.start.model.model.multi_modal_projector.state_dict()
+    for given in (first, first / "mm_projector.bin"):
+        argv = world.flags(tmp_path / "second", squares, "--pretrain_mm_mlp_adapter", str(given))
+        begun = trainer_for(argv).start.model.model.multi_modal_projector.state_dict()
+        assert all(torch.equal(begun[name], value) for name, value in learnt.items())
 
 
 def test_starts_in_the_layout_of_transformers_and_from_adapters(world, squares, tmp_path):

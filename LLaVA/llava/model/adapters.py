@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig
@@ -24,12 +25,21 @@ from llava.model.formats import (
     load_image_processor,
     load_tokenizer,
     read_config,
+    stored_names,
     tower_folder,
     translate_config,
 )
 
 LORA, TRAINABLES, PROJECTOR = "adapter_config.json", "non_lora_trainables.bin", "mm_projector.bin"
 _OURS = "model.multi_modal_projector."
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder is of no use without a base model: a LoRA's, or one with a projector and no model beside it.
+
+    The published LLaVA-1.5 folders hold a whole model and, beside it, the projector that its training began with.
+    """
+    return (path / LORA).exists() or ((path / PROJECTOR).exists() and not stored_names(path))
 
 
 def load_on_base(path: Path, base: Path, vision_tower: str | None = None, **kwargs: Any):
@@ -68,6 +78,8 @@ def load_on_base(path: Path, base: Path, vision_tower: str | None = None, **kwar
 def _changed(path: Path) -> dict[str, Tensor]:
     """Whole tensors of an adapter folder, under our names."""
     file = path / (TRAINABLES if (path / LORA).exists() else PROJECTOR)
+    if not is_adapter(path) and stored_names(path):
+        raise ValueError(f"{path} holds a whole model: leave model_base out")
     if not file.exists():
         raise ValueError(
             f"{path} has no {file.name}: with model_base, give a LoRA folder ({LORA} and {TRAINABLES}) or a projector "
@@ -84,6 +96,29 @@ def read_parts(file: Path) -> dict[str, Tensor]:
     if any(name.startswith("model.model.") for name in names.values()):
         names = {name: short.removeprefix("model.") for name, short in names.items()}
     return {_rename(short): state[name] for name, short in names.items()}
+
+
+def stored_projector(folder: Path) -> dict[str, Tensor]:
+    """The projector in a folder of either layout, under our names; nothing else is read.
+
+    Raises:
+        ValueError: there are no weights, or no projector among them.
+    """
+    found: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            found |= {name: weights.get_tensor(name) for name in weights.keys() if _of_projector(name)}  # noqa: SIM118
+    if not found:
+        for file in sorted([*folder.glob("pytorch_model*.bin"), *folder.glob(PROJECTOR)]):
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            found |= {name: value.clone() for name, value in state.items() if _of_projector(name)}
+    if not found:
+        raise ValueError(f"{folder} holds no projector: give the folder of a LLaVA")
+    # Whatever stands before them: folders of transformers have been written with several prefixes.
+    return {_rename(f"model.{name[_of_projector(name).start() :]}"): value for name, value in found.items()}
+
+
+_of_projector = re.compile(r"mm_projector\.|multi_modal_projector\.|image_newline").search
 
 
 def _rename(name: str) -> str:

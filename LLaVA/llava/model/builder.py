@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
-from llava.model.adapters import LORA, PROJECTOR, load_on_base
+from llava.model.adapters import is_adapter, load_on_base
 from llava.model.formats import (
     MODELS,
     check_weights,
@@ -66,7 +66,7 @@ def load_pretrained_model(
     try:
         if model_base is not None:
             tokenizer, model, image_processor = load_on_base(path, local_folder(model_base), **options)
-        elif (path / LORA).exists() or (path / PROJECTOR).exists():
+        elif is_adapter(path):
             raise ValueError(f"{path} holds an adapter only: give model_base, the model that it was trained on")
         elif is_original(raw):
             tokenizer, model, image_processor = load_original(path, raw, **options)

@@ -167,7 +167,10 @@ _RENAMED: dict[str, str | None] = {
     "warmup_ratio": "warmup_steps",  # below 1 it is a share of all steps
     "no_cuda": "use_cpu",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "push_to_hub_token": "hub_token",
+    "push_to_hub_model_id": "hub_model_id",
+    "torchdynamo": "torch_compile_backend",
     "save_safetensors": None,
     "logging_dir": None,
     "use_mps_device": None,
@@ -177,11 +180,29 @@ _RENAMED: dict[str, str | None] = {
     "split_batches": None,
     "overwrite_output_dir": None,
     "mm_resampler_type": None,
+    "push_to_hub_organization": None,
+    "fsdp_transformer_layer_cls_to_wrap": None,
+    "fsdp_min_num_params": None,
+    "include_tokens_per_second": None,
+    "include_inputs_for_metrics": None,
+    "fp16_opt_level": None,
+    "jit_mode_eval": None,
+    "use_ipex": None,
+    "tpu_num_cores": None,
+    "tpu_metrics_debug": None,
+    "mp_parameters": None,
+    "past_index": None,
+    "ray_scope": None,
+    "use_legacy_prediction_loop": None,
 }
 _WHY = {
     "save_safetensors": "weights are always saved as safetensors",
     "logging_dir": "set TENSORBOARD_LOGGING_DIR",
     "overwrite_output_dir": "an interrupted run continues; give --resume_from_checkpoint no to start afresh",
+    "push_to_hub_organization": "write it before the name in --hub_model_id",
+    "fsdp_transformer_layer_cls_to_wrap": "the model names its layers itself",
+    "fsdp_min_num_params": "put min_num_params into --fsdp_config",
+    "include_tokens_per_second": "they are always shown",
 }
 
 
@@ -191,9 +212,11 @@ def translate(argv: list[str]) -> list[str]:
     for word, value in _pairs(argv):
         name = word[2:].replace("-", "_") if word.startswith("--") else ""
         if name == "group_by_length":
-            on = not value or value[0].lower() in ("true", "1", "yes")
             notes.append("--group_by_length: now --train_sampling_strategy group_by_length")
-            out += ["--train_sampling_strategy", BY_LENGTH] if on else []
+            out += ["--train_sampling_strategy", BY_LENGTH] if _on(value) else []
+        elif name == "adafactor":
+            notes.append("--adafactor: now --optim adafactor")
+            out += ["--optim", "adafactor"] if _on(value) else []
         elif name == "tf32" and not torch.cuda.is_available():
             notes.append("--tf32: no CUDA device, left out")
         elif name not in _RENAMED:
@@ -206,6 +229,11 @@ def translate(argv: list[str]) -> list[str]:
     if notes:
         print(f"note: {'; '.join(notes)}", file=sys.stderr)
     return out
+
+
+def _on(value: list[str]) -> bool:
+    """A switch, with or without a word behind it."""
+    return not value or value[0].lower() in ("true", "1", "yes")
 
 
 def _pairs(argv: list[str]) -> list[tuple[str, list[str]]]:

@@ -1,4 +1,4 @@
-"""What a run starts from: a language model with a vision tower, or any LLaVA; and which parts of it are trained."""
+"""What a run starts from: a language model with a vision tower, or any LLaVA."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from transformers import BitsAndBytesConfig, CLIPVisionConfig
 from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
-from llava.mm_utils import get_model_name_from_path
-from llava.model.adapters import LORA, PROJECTOR, overwrite, read_parts
+from llava.mm_utils import get_model_name_from_path, read_pinpoints
+from llava.model.adapters import PROJECTOR, is_adapter, overwrite, read_parts, stored_projector
 from llava.model.builder import load_pretrained_model
 from llava.model.formats import (
     TOWER,
@@ -36,18 +36,15 @@ from llava.model.formats import (
     tower_folder,
     translate_config,
 )
-from llava.train.arguments import ORIGINAL, PARTS, DataArguments, ModelArguments, TrainingArguments
+from llava.train.arguments import ORIGINAL, DataArguments, ModelArguments, TrainingArguments
+from llava.train.trainable import FULL, PROJECTOR_KEYS, choose_trainable
 
 logger = logging.getLogger(__name__)
 
-PROJECTOR_KEYS = ("model.multi_modal_projector.", "model.image_newline")
-_KEYS = {
-    "mm_mlp_adapter": PROJECTOR_KEYS,
-    "mm_vision_tower": (TOWER,),
-    "mm_language_model": ("model.language_model.", "lm_head."),
-}
-FULL, ADAPTER, LORA_MODE = "full", "projector", "lora"
 _LANGUAGE_MODELS = ("llama", "mistral")
+# What LLaVA-1.5 was made with, where a config of the original layout does not say it.
+_MADE = {"mm_vision_select_layer": -2, "mm_vision_select_feature": "patch", "mm_use_im_start_end": False}
+_TOWER_SIZES = ("image_size", "patch_size", "hidden_size", "num_hidden_layers")
 
 
 @dataclass
@@ -80,10 +77,14 @@ def prepare(model_args: ModelArguments, data_args: DataArguments, args: Training
     """
     path = local_folder(model_args.model_name_or_path)
     raw = read_config(path)
-    adapter = (path / LORA).exists() or (path / PROJECTOR).exists()
+    if args.bits < 16 and "vision_config" in raw:
+        raise ValueError(
+            f"--bits {args.bits}: {path} is in the layout of transformers, and an adapter, all that 4 and 8 bits give, "
+            "needs a base in the original one: start from a liuhaotian/* folder, or a language model and --vision_tower"
+        )
     options = _options(args, model_args)
     with _whole_weights(args), quiet():
-        if "vision_config" in raw or adapter or model_args.model_base:
+        if "vision_config" in raw or model_args.model_base or is_adapter(path):
             start = _ready(path, model_args, data_args, options)
         else:
             start = _assemble(path, raw, model_args, data_args, options)
@@ -170,7 +171,14 @@ def _ready(path: Path, model_args: ModelArguments, data_args: DataArguments, opt
         torch_dtype=dtype,
         **options,
     )
-    _check_same(path, model.config, tokenizer, model_args)
+    config = model.config
+    made = {
+        "mm_vision_select_layer": config.vision_feature_layer,
+        "mm_vision_select_feature": {"default": "patch", "full": "cls_patch"}[config.vision_feature_select_strategy],
+        "mm_use_im_start_end": "<im_start>" in tokenizer.get_vocab(),
+    }
+    _check_same(path, made, model_args)
+    _check_pictures(path, config, model_args, data_args)
     if data_args.image_aspect_ratio:
         tiled = data_args.image_aspect_ratio.startswith("anyres")
         if tiled != bool(getattr(model.config, "image_grid_pinpoints", None)):
@@ -185,20 +193,31 @@ def _ready(path: Path, model_args: ModelArguments, data_args: DataArguments, opt
     return Start(tokenizer, model, image_processor, model_args.vision_tower, True, None, None)
 
 
-def _check_same(path: Path, config: Any, tokenizer: Any, model_args: ModelArguments) -> None:
+def _check_same(path: Path, made: dict[str, Any], model_args: ModelArguments) -> None:
     """ValueError where a flag says another model than the finished one that is there."""
-    there = {
-        "mm_vision_select_layer": config.vision_feature_layer,
-        "mm_vision_select_feature": {"default": "patch", "full": "cls_patch"}[config.vision_feature_select_strategy],
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_use_im_start_end": "<im_start>" in tokenizer.get_vocab() or None,
-    }
-    for name, value in there.items():
+    for name, value in (made | {"mm_projector_type": "mlp2x_gelu"}).items():
         given = getattr(model_args, name)
         if given and given != value:
             raise ValueError(
                 f"--{name} {given}: {path} was made with {value or 'none'}; leave the flag out, or start from the "
                 "language model"
+            )
+
+
+def _check_pictures(path: Path, config: Any, model_args: ModelArguments, data_args: DataArguments) -> None:
+    """The same for what a folder of transformers says of its tiles and its tower."""
+    if data_args.image_grid_pinpoints:
+        there = [(width, height) for height, width in getattr(config, "image_grid_pinpoints", None) or ()]
+        points = pinpoints(data_args.image_grid_pinpoints, config.vision_config.image_size)
+        if sorted(map(tuple, read_pinpoints(points))) != sorted(there):
+            raise ValueError(f"--image_grid_pinpoints: {path} was made with {there or 'none'}; leave the flag out")
+    if model_args.vision_tower:  # says what the one in the folder is, for a config of the original layout
+        folder = tower_folder(path, {}, model_args.vision_tower, settings_only=True)
+        named, own = CLIPVisionConfig.from_pretrained(folder), config.vision_config
+        if other := [name for name in _TOWER_SIZES if getattr(named, name) != getattr(own, name)]:
+            raise ValueError(
+                f"--vision_tower {model_args.vision_tower}: its {other[0]} is {getattr(named, other[0])}, that of the "
+                f"tower in {path} {getattr(own, other[0])}; leave the flag out, or name the tower it was made with"
             )
 
 
@@ -208,6 +227,8 @@ def _assemble(path: Path, raw: dict, model_args: ModelArguments, data_args: Data
     kind = raw.get("model_type")
     if not llava and kind not in _LANGUAGE_MODELS:
         raise ValueError(f"{path} holds a model of type {kind!r}: use a Llama or Mistral, or a LLaVA folder")
+    if llava:
+        _check_same(path, {name: raw.get(name) or value for name, value in _MADE.items()}, model_args)
     tiled, aspect = str(raw.get("image_aspect_ratio")).startswith("anyres"), data_args.image_aspect_ratio
     if llava and tiled and aspect and not aspect.startswith("anyres"):
         raise ValueError(f"--image_aspect_ratio {aspect}: {path} cuts pictures into tiles; leave the flag out")
@@ -245,13 +266,16 @@ def _multimodal(raw: dict, model_args: ModelArguments, data_args: DataArguments,
     old = is_original(raw)
     out = {
         "mm_projector_type": pick(model_args.mm_projector_type, "mm_projector_type", "mlp2x_gelu"),
-        "mm_vision_select_layer": pick(model_args.mm_vision_select_layer, "mm_vision_select_layer", -2),
-        "mm_vision_select_feature": pick(model_args.mm_vision_select_feature, "mm_vision_select_feature", "patch"),
+        **{name: pick(getattr(model_args, name), name, _MADE[name]) for name in list(_MADE)[:2]},
         "mm_patch_merge_type": model_args.mm_patch_merge_type or merge,
         "image_aspect_ratio": aspect,
         "mm_use_im_start_end": raw.get("mm_use_im_start_end", False) if old else model_args.mm_use_im_start_end,
         "mm_use_im_patch_token": raw.get("mm_use_im_patch_token", True) if old else model_args.mm_use_im_patch_token,
     }
+    if data_args.image_grid_pinpoints and not aspect.startswith("anyres"):
+        raise ValueError(
+            f"--image_grid_pinpoints: {aspect} pictures are not cut into tiles; add --image_aspect_ratio anyres"
+        )
     if aspect.startswith("anyres"):
         points = pick(data_args.image_grid_pinpoints, "image_grid_pinpoints", None)
         out["image_grid_pinpoints"] = pinpoints(points, vision.image_size)
@@ -267,13 +291,21 @@ def pinpoints(given: Any, side: int) -> Any:
     return [[x * side, y * side] for x in range(a, c + 1) for y in range(b, d + 1)]
 
 
-def _put_projector(model: Any, file: str) -> set[str]:
-    """Load a projector of the first stage; the names that it filled."""
-    path = Path(file).expanduser()
-    path = path / PROJECTOR if path.is_dir() else path
-    if not path.exists():
-        raise ValueError(f"--pretrain_mm_mlp_adapter {file}: there is no such file; the first stage writes {PROJECTOR}")
-    parts = read_parts(path)
+def _put_projector(model: Any, given: str) -> set[str]:
+    """Load a projector of the first stage; the names that it filled.
+
+    ``given`` is its file or folder; where that stage saved a whole model instead, the projector is taken from there.
+    """
+    path = Path(given).expanduser()
+    file = path / PROJECTOR if path.is_dir() else path
+    if file.exists():
+        parts = read_parts(file)
+    elif file.name == PROJECTOR and file.parent.is_dir():
+        parts = stored_projector(file.parent)
+    else:
+        raise ValueError(
+            f"--pretrain_mm_mlp_adapter {given}: there is no such file; give the folder of the first stage"
+        )
     overwrite(model, parts, path)
     return set(parts)
 
@@ -288,95 +320,3 @@ def _initialise(model: Any, fresh: set[str]) -> None:
     if "model.image_newline" in fresh:
         newline = model.model.image_newline
         newline.normal_(std=1 / math.sqrt(newline.numel()))
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# What is trained
-
-
-def choose_trainable(model: Any, model_args: ModelArguments, args: TrainingArguments) -> str:
-    """Freeze everything but what the flags name, add LoRA, set precisions; says how the result is to be saved.
-
-    Raises:
-        ValueError: nothing would be trained, or flags contradict each other.
-    """
-    parts = _parts(model_args, args)
-    prefixes = tuple(prefix for part in parts for prefix in _KEYS[part])
-    unused = _unused(model) if "mm_vision_tower" in parts else ()
-    if args.bits < 16:
-        _peft().prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
-    for name, parameter in model.named_parameters():
-        wanted = name.startswith(prefixes) if prefixes else False
-        parameter.requires_grad_(wanted and not name.startswith(unused) and parameter.is_floating_point())
-    if args.lora_enable:
-        _add_lora(model, args)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        raise ValueError("these flags freeze every part: nothing would be trained")
-    if not args.deepspeed:  # which has its own float32 copies
-        for parameter in trained:
-            parameter.data = parameter.data.float()
-    mode = LORA_MODE if args.lora_enable else ADAPTER if set(parts) == {"mm_mlp_adapter"} else FULL
-    if mode != FULL and model_args.mm_use_im_start_end:
-        raise ValueError("--mm_use_im_start_end adds tokens that only a run of the whole model trains: leave it out")
-    return mode
-
-
-def _parts(model_args: ModelArguments, args: TrainingArguments) -> list[str]:
-    if model_args.mm_tunable_parts:
-        parts = [part.strip() for part in model_args.mm_tunable_parts.split(",") if part.strip()]
-        if wrong := [part for part in parts if part not in PARTS]:
-            raise ValueError(f"--mm_tunable_parts {wrong[0]}: use {', '.join(PARTS)}")
-        if args.lora_enable and "mm_language_model" in parts:
-            raise ValueError("--lora_enable trains low-rank updates: leave mm_language_model out of --mm_tunable_parts")
-        return parts
-    if model_args.tune_mm_mlp_adapter:
-        if args.lora_enable:
-            raise ValueError("--tune_mm_mlp_adapter trains the projector alone: leave out --lora_enable")
-        return ["mm_mlp_adapter"]
-    parts = [] if model_args.freeze_mm_mlp_adapter else ["mm_mlp_adapter"]
-    parts += ["mm_vision_tower"] if model_args.unfreeze_mm_vision_tower else []
-    return parts + ([] if model_args.freeze_backbone or args.lora_enable else ["mm_language_model"])
-
-
-def _unused(model: Any) -> tuple[str, ...]:
-    """Parts of the tower behind the hidden state that is used: they get no gradient, and engines would wait for it."""
-    layer, count = model.config.vision_feature_layer, len(model.model.vision_tower.encoder.layers)
-    if not isinstance(layer, int):
-        return ()
-    last = layer if layer >= 0 else count + 1 + layer  # hidden state n is what layer n - 1 gives
-    behind = tuple(f"{TOWER}encoder.layers.{number}." for number in range(last, count))
-    return (*behind, f"{TOWER}post_layernorm.")
-
-
-def find_all_linear_names(model: Any) -> list[str]:
-    """Names of the linear layers of the language model, without their numbers: what LoRA is put on."""
-    language = model.model.language_model
-    return sorted({name.rsplit(".", 1)[-1] for name, part in language.named_modules() if isinstance(part, nn.Linear)})
-
-
-def _add_lora(model: Any, args: TrainingArguments) -> None:
-    """Low-rank updates inside the language model; the model's class, hooks and other names stay as they are."""
-    config = lora_config(args, find_all_linear_names(model))
-    _peft().inject_adapter_in_model(config, model.model.language_model)
-    model._hf_peft_config_loaded = args.bits < 16  # Trainer refuses a quantised model that says it has no adapter
-
-
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise ValueError("--lora_enable needs PEFT: pip install peft") from error
-    return peft
-
-
-def lora_config(args: TrainingArguments, targets: list[str]) -> Any:
-    """PEFT's description of the updates."""
-    return _peft().LoraConfig(
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=targets,
-        bias=args.lora_bias,
-        task_type="CAUSAL_LM",
-    )

@@ -16,9 +16,10 @@ from transformers import Trainer, TrainerCallback, TrainerState
 
 from llava.model.formats import TOWER
 from llava.train.arguments import BY_LENGTH, ORIGINAL
-from llava.train.build import FULL, LORA_MODE, PROJECTOR_KEYS, Start
+from llava.train.build import Start
 from llava.train.sampling import LengthGroupedSampler
 from llava.train.saving import kind_of, load_adapter, merged, save_adapter, save_full, save_processors, trained
+from llava.train.trainable import FULL, LORA_MODE, PROJECTOR_KEYS
 
 
 class LLaVATrainer(Trainer):
@@ -44,6 +45,16 @@ class LLaVATrainer(Trainer):
             raise ValueError(
                 "--deepspeed would be ignored: accelerate does not use it with --use_cpu or ACCELERATE_USE_CPU; on a "
                 "machine without accelerator set DS_ACCELERATOR=cpu instead"
+            )
+        if self.label_smoother is not None or self.compute_loss_func is not None:
+            raise ValueError(
+                "--label_smoothing_factor (and compute_loss_func) take the labels away before the model sees them: "
+                "answers would guide the pruning, and transformers' smoothing does not shift them; leave it out"
+            )
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs and one process: transformers would split a batch's texts and pictures apart; "
+                "start with torchrun, accelerate or deepspeed, or set CUDA_VISIBLE_DEVICES=0"
             )
         self.start, self.mob, self.described = start, dict(mob or {}), dict(described or {})
         self._final = False

@@ -141,8 +141,13 @@ def _record(raw: Any, name: str, conv: Conversation, start_end: bool) -> Record:
     plain = conv.sep_style is SeparatorStyle.PLAIN
     if plain and (len(turns) != 2 or not images):
         raise BadSample(f"{name}: version plain needs a picture, one human turn and one answer")
+    first = turns[0].strip()
+    if not images and not first.startswith(DEFAULT_IMAGE_TOKEN) and not first.endswith(DEFAULT_IMAGE_TOKEN):
+        # Then it is a word of the text, out of a web page for instance, and must not become a placeholder.
+        literal = DEFAULT_IMAGE_TOKEN.replace("<", "< ")
+        return Record(name, tuple(turn.replace(DEFAULT_IMAGE_TOKEN, literal) for turn in turns), ())
     _check_places(turns, len(images), name)
-    turns = [_place(turn, len(images), conv, start_end) for turn in turns] if images else turns
+    turns = [_place(turn, len(images), conv, start_end) for turn in turns]
     return Record(name, tuple(turns), tuple(images))
 
 

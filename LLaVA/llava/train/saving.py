@@ -14,11 +14,13 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlavaNextProcessor, LlavaProcessor
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from llava.model.adapters import LORA, PROJECTOR, TRAINABLES, read_parts
 from llava.model.formats import TOWER
-from llava.train.build import ADAPTER, FULL, LORA_MODE, PROJECTOR_KEYS, Start
+from llava.train.build import Start
+from llava.train.trainable import ADAPTER, FULL, LORA_MODE, PROJECTOR_KEYS
 
 LORA_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # what PEFT puts before the names of the model that it wraps
@@ -87,7 +89,10 @@ def flat_config(start: Start, extra: Mapping[str, Any] | None = None) -> dict[st
         out |= {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
     if getattr(config, "MoB_config", None):
         out["MoB_config"] = config.MoB_config
-    return {key: value for key, value in out.items() if value is not None} | dict(extra or {})
+    out |= extra or {}
+    if start.own_tower:  # or the original would load the tower that the config names, not this one
+        out["unfreeze_mm_vision_tower"] = True
+    return {key: value for key, value in out.items() if value is not None}
 
 
 def save_config(start: Start, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
@@ -126,7 +131,9 @@ def save_processors(start: Start, folder: Path) -> None:
     start.tokenizer.save_pretrained(folder)
     config, pictures, kind = start.model.config, start.image_processor, LlavaProcessor
     if config.model_type == "llava_next":
-        pictures, kind = _tiled(pictures, config), LlavaNextProcessor
+        pictures, kind = _like(LlavaNextImageProcessorPil, pictures, config), LlavaNextProcessor
+    elif getattr(config, "image_aspect_ratio", None) == "pad":
+        pictures = _like(LlavaImageProcessorPil, pictures, config)
     pictures.save_pretrained(folder)
     kind(
         image_processor=pictures,
@@ -138,12 +145,12 @@ def save_processors(start: Start, folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def _tiled(pictures: Any, config: Any) -> Any:
-    """The image processor that cuts tiles itself, for one that sees a tile: LLaVA-1.6's in the original layout."""
-    if getattr(pictures, "image_grid_pinpoints", None):
-        return pictures
-    settings = {key: value for key, value in pictures.to_dict().items() if key != "image_processor_type"}
-    return LlavaNextImageProcessorPil(**settings, image_grid_pinpoints=config.image_grid_pinpoints)
+def _like(kind: type, pictures: Any, config: Any) -> Any:
+    """An image processor that pads, or cuts tiles, by itself, for one to which LLaVA gives squares."""
+    own = {"image_grid_pinpoints": getattr(config, "image_grid_pinpoints", None), "do_pad": True}
+    left_out = {"image_processor_type", *own}
+    settings = {key: value for key, value in pictures.to_dict().items() if key not in left_out}
+    return kind(**settings, **{key: value for key, value in own.items() if value is not None})
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from llava.train.arguments import DataArguments, MobArguments, ModelArguments, TrainingArguments, parse
-from llava.train.build import find_all_linear_names, prepare  # noqa: F401
+from llava.train.build import prepare
 from llava.train.data import (  # noqa: F401
     DataCollatorForSupervisedDataset,
     LazySupervisedDataset,
@@ -25,6 +25,7 @@ from llava.train.data import (  # noqa: F401
 )
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.records import Refusals
+from llava.train.trainable import find_all_linear_names  # noqa: F401
 
 _LOG = "bad_samples.jsonl"
 
