@@ -240,9 +240,11 @@ def test_keeping_everything_is_bit_identical(world, squares, tmp_path):
     flags = ("--max_steps", "4", "--gradient_checkpointing", "True")
     plain = train(argv=world.flags(tmp_path / "a", squares, *flags))
     kept = train(argv=world.flags(tmp_path / "b", squares, *flags, "--mob_K", "4"))
+    more = train(argv=world.flags(tmp_path / "d", squares, *flags, "--mob_K", "9"))
     pruned = train(argv=world.flags(tmp_path / "c", squares, *flags, "--mob_K", "1"))
-    assert losses(plain) == losses(kept) != losses(pruned)
-    assert same(weights(plain.start.model), weights(kept.start.model))
+    assert losses(plain) == losses(kept) == losses(more) != losses(pruned)
+    for enough in (kept, more):
+        assert same(weights(plain.start.model), weights(enough.start.model))
     assert json.loads((tmp_path / "b" / "config.json").read_text())["MoB_config"] == {"K": 4}
 
 
