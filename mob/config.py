@@ -12,7 +12,7 @@ from mob.budget import ENDS, SCHEDULES, Budget, budget, check_keep, split
 from mob.checks import check_distance, check_flag
 from mob.coupling.modes import TUNABLE, OnlineSplit
 from mob.covering import METRICS
-from mob.methods.base import Named, parse
+from mob.methods.base import Named, own_layers, parse
 from mob.methods.mob import AUTO
 
 # The release notes write l_idx; mob.prune says layer.
@@ -218,11 +218,13 @@ class MoBConfig:
 
 def overlay(saved: Mapping[str, Any] | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """A ``MoB_config`` with another over it. The options of a method leave with it, and so does what was said for a
-    regime, which leaves too where K_p or k are set in another way; and the other way round."""
+    regime, which leaves too where K_p or k are set in another way; and the other way round. A layer leaves where the
+    new method prunes at layers of its own."""
     names = {_ALIASES.get(key, key) for key in given}
     gone: set[str] = set()
     if "method" in given and given["method"] != (saved or {}).get("method", "mob"):
         gone |= {*ADAPTIVE, "online", "options"}
+        gone |= {"l_idx"} if own_layers(str(given["method"])) else set()
     if names & {*_SIZES, "schedule"}:
         gone |= {"regime", "tau", "spread", "online"}
     if "regime" in given:

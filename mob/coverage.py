@@ -14,7 +14,7 @@ from torch import Tensor
 from mob.tensors import places_of
 
 GRID = 2**30
-TAKEN = float("-inf")
+TAKEN, LAST = float("-inf"), -1.0
 _CANDIDATES = 12  # columns that are brought up to date together
 
 
@@ -31,7 +31,7 @@ def cover(blocks: Sequence[Tensor], weights: Sequence[Tensor], K: int) -> Tensor
 
     Args:
         blocks: each int32 (B, R, N), from ``on_grid``: how well column j covers row i.
-        weights: for each block (B, N) or (B, 1), not negative.
+        weights: for each block (B, N) or (B, 1). Columns with a negative one in the first block come after all others.
     """
     size = blocks[0].shape[2]
     wide = torch.float32 if blocks[0].device.type == "mps" else torch.float64  # which holds sums of integers exactly
@@ -81,5 +81,6 @@ def _one(columns: Sequence[Tensor], weights: Sequence[Tensor], K: int, taken: Te
 
 
 def _worth(more: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Gains, in the weights' dtype and in units of one row fully covered, weighed."""
-    return sum(one.to(weight.dtype) / GRID * weight for one, weight in zip(more, weights, strict=True))
+    """Gains, in the weights' dtype and in units of one row fully covered, weighed; less for what comes last."""
+    gains = sum(one.to(weight.dtype) / GRID * weight for one, weight in zip(more, weights, strict=True))
+    return gains.masked_fill(weights[0] < 0, LAST)

@@ -28,13 +28,26 @@ def take(rows: Tensor, index: Tensor) -> Tensor:
 def merge(rows: Tensor, into: Tensor) -> Tensor:
     """Rows (B, T, d) where some are means of several: ``into`` (B, T) is the row that a row is part of, -1 for none.
 
-    A row that only it is part of stays as it is, to the bit.
+    A row that only it is part of stays as it is, to the bit. Sums are made in float32 at least: in float16 they would
+    run over, and in bfloat16 lose most of their bits.
     """
     there = into >= 0
     index = into.clamp_min(0)
     size = torch.zeros_like(into).scatter_add(1, index, there.to(into.dtype))
-    total = torch.zeros_like(rows).scatter_add(1, index[..., None].expand_as(rows), rows * there[..., None])
-    return torch.where(size[..., None] > 1, total / size.clamp_min(1)[..., None].to(rows.dtype), rows)
+    wide = rows.to(torch.promote_types(rows.dtype, torch.float32)).masked_fill(~there[..., None], 0)
+    total = _sums(wide, index) if rows.device.type == "cpu" else _products(wide, index, there)
+    return torch.where(size[..., None] > 1, (total / size.clamp_min(1)[..., None]).to(rows.dtype), rows)
+
+
+def _sums(rows: Tensor, index: Tensor) -> Tensor:
+    """Rows added where they belong, in their order."""
+    return torch.zeros_like(rows).scatter_add(1, index[..., None].expand_as(rows), rows)
+
+
+def _products(rows: Tensor, index: Tensor, there: Tensor) -> Tensor:
+    """The same as a product of matrices: on accelerators ``scatter_add`` adds in no fixed order."""
+    place = torch.arange(rows.shape[1], device=rows.device)
+    return ((index[:, None] == place[:, None]) & there[:, None]).to(rows.dtype) @ rows
 
 
 def expand(hidden: Tensor, rows: Tensor, length: int) -> Tensor:

@@ -24,22 +24,25 @@ import numpy as np
 from mob.audit.reading import read
 from mob.config import MoBConfig, overlay
 from mob.coupling.modes import Modes, split
+from mob.methods import METHODS
 from mob.methods.mob import AUTO
 from mob.record import RetainedPatches
 
 _BARS, _PLAIN, _BINS = " ▁▂▃▄▅▆▇█", " .:-=+*#@", 48
 
 
-def etas(records: Sequence[RetainedPatches]) -> tuple[list[float], Counter[str], int | None]:
-    """Eta of every picture that was pruned, how many samples were left out for which reason, and the layer.
+def etas(records: Sequence[RetainedPatches]) -> tuple[list[float], Counter[str], int | None, tuple[str, ...]]:
+    """Eta of every picture that was pruned, how many samples were left out for which reason, the layer, and the rules
+    before the decoder.
 
     A sample's own eta is that of all its pictures together, which is not what a rule sees of each: of several pictures
     only those of a run with regime "auto" are used, which logs them one by one.
 
     Raises:
-        ValueError: records of several layers, or behind different rules before the decoder.
+        ValueError: records of several layers, or behind different rules before the decoder, or different numbers of
+            tokens left by them, or of rules that had pruned in the decoder before.
     """
-    values, left, where = [], Counter(), set()
+    values, left, where, shares = [], Counter(), set(), {}
     for one in records:
         each = one.adaptive.get("eta") or ([one.eta] if len(one.grids) < 2 else [])
         if not each:
@@ -49,10 +52,27 @@ def etas(records: Sequence[RetainedPatches]) -> tuple[list[float], Counter[str],
         else:
             values += [value for value in each if value is not None]
             where.add((one.layer, *(str(stage.get("method")) for stage in one.stages)))
+            for stage in one.stages:
+                if stage.get("layer", 0):
+                    raise ValueError(
+                        f"records of {one.method!r}, which had pruned at layer {stage['layer']} before: eta of what "
+                        "was left is not that of a picture; give logs of a rule with one stage"
+                    )
+                shares.setdefault(str(stage.get("method")), []).append((stage["K"], stage["N"]))
     if len(where) > 1:
         names = sorted(f"layer {layer}" + "".join(f" after {name}" for name in rules) for layer, *rules in where)
         raise ValueError(f"records of {' and '.join(names)}: eta differs between them, give logs of one")
-    return values, left, next(iter(where))[0] if where else None
+    for name, kept in shares.items():
+        if not getattr(METHODS.get(name), "adaptive", False) and not _alike(kept):
+            raise ValueError(f"records behind {name!r} with different K: eta differs between them, give logs of one")
+    layer, *before = next(iter(where)) if where else (None,)
+    return values, left, layer, tuple(before)
+
+
+def _alike(kept: Sequence[tuple[int, int]]) -> bool:
+    """Whether (K, N) of several samples are of one number, or of one share, rounded."""
+    lowest, highest = max((K - 0.5) / N for K, N in kept), min((K + 0.5) / N for K, N in kept)
+    return len({K for K, _ in kept}) == 1 or lowest <= highest
 
 
 def histogram(values: Sequence[float], tau: float, bars: str = _BARS) -> list[str]:
@@ -75,14 +95,17 @@ def report(values: Sequence[float], modes: Modes, bars: str) -> list[str]:
     ]
 
 
-def save(target: Path, found: dict[str, Any]) -> Path:
+def save(target: Path, found: dict[str, Any], before: Sequence[str] = ()) -> Path:
     """Write regime, tau, spread and layer into the MoB_config of a model's folder, or into a .json that holds one.
 
     All else stays, but for what sets K_p or k in another way. Returns the file.
 
+    Args:
+        before: rules before the decoder that the logs were taken behind.
+
     Raises:
-        ValueError: no such folder, or a file that is not JSON, or whose MoB_config is wrong, prunes at another layer
-            or by a rule that has no regime.
+        ValueError: no such folder, or a file that is not JSON, or whose MoB_config is wrong, prunes at another layer,
+            behind other rules, or by a rule that has no regime.
     """
     inside = target.is_dir()
     file = target / "config.json" if inside else target
@@ -101,7 +124,12 @@ def save(target: Path, found: dict[str, Any]) -> Path:
             "another: give logs of the layer that is to be used"
         )
     new = overlay(old, found)
-    MoBConfig.from_dict(new).rules()
+    early, _ = MoBConfig.from_dict(new).rules()
+    if (there := [one.name for one in early]) != list(before):
+        raise ValueError(
+            f"--save {target}: it prunes by {'+'.join(there) or 'nothing'} before the decoder, these logs were taken "
+            f"behind {'+'.join(before) or 'nothing'}, where eta is another: set method there first, or give other logs"
+        )
     text = json.dumps({**whole, "MoB_config": new} if inside else new, indent=2) + "\n"
     beside = file.with_name(f".{uuid.uuid4().hex}.part")
     try:
@@ -118,7 +146,7 @@ def save(target: Path, found: dict[str, Any]) -> Path:
 def calibrate(args: argparse.Namespace) -> int:
     """Read, split, say, save. Raises ValueError."""
     reading = read(args.logs)
-    values, left, layer = etas([record for sample in reading.samples for record in sample.records])
+    values, left, layer, before = etas([record for sample in reading.samples for record in sample.records])
     for reason, count in left.items():
         print(f"{count} samples left out {reason}")
     if not values:
@@ -134,7 +162,7 @@ def calibrate(args: argparse.Namespace) -> int:
             return 1
     if args.save:
         found = {"regime": AUTO, "tau": round(modes.tau, 6), "spread": round(modes.spread, 6), "l_idx": layer}
-        print(f"written to {save(args.save, found)}: {json.dumps(found)}")
+        print(f"written to {save(args.save, found, before)}: {json.dumps(found)}")
     return 0
 
 

@@ -125,6 +125,7 @@ class Rule(Protocol):
     A rule with ``early = True`` works before the decoder, on projected features and word embeddings. It may answer with
     ``keep(view, budget) -> bool (B, N)`` instead of ``select``; where ``adaptive`` is true it decides itself how many.
     Its ``select`` may answer with ``Merged``. ``needs`` names what it must be shown besides: "tower", "cells".
+    ``merges = True``: tokens that stay may stand for several, so that no rule behind it can look at the tower's own.
     """
 
     name: str

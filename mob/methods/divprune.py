@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from mob.budget import Budget
 from mob.covering import Selection, cosines, unit_rows
+from mob.farthest import NEVER, demanded_rows, sample
 from mob.methods.base import SpanView, register
+from mob.tensors import places_of
+
+_ROWS = 1024  # of the matrix of cosines that are there at once
 
 
 @register("divprune")
@@ -28,16 +33,18 @@ class DivPrune:
     @torch.no_grad()
     def select(self, view: SpanView, budget: Budget) -> Selection:
         units = unit_rows(view.visual)
-        batch, N, _ = units.shape
-        distance = 1 - cosines(units, units)
-        alone = distance.masked_fill(torch.eye(N, dtype=torch.bool, device=units.device), float("inf"))
-        new = alone.amin(2).argmax(1, keepdim=True)
-        nearest = torch.full((batch, N), float("inf"), device=units.device)
-        chosen = [new]
-        for _ in range(budget.K - 1):
-            row = distance.gather(1, new[..., None].expand(-1, -1, N))[:, 0]
-            nearest = torch.minimum(nearest, row).scatter(1, new, float("-inf"))
-            new = nearest.argmax(1, keepdim=True)
-            chosen.append(new)
-        indices = torch.cat(chosen, 1).sort(1).values
+        first = (1 - _nearest(units)).argmax(1, keepdim=True)
+        taken = torch.zeros_like(units[..., 0], dtype=torch.bool).scatter(1, first, True)
+        distance = (1 - demanded_rows(units)(first)).masked_fill(taken, NEVER)
+        indices = places_of(sample(units, taken, distance, budget.K, budget.K - 1), budget.K)
         return Selection(indices, torch.zeros_like(indices, dtype=torch.bool))
+
+
+def _nearest(units: Tensor) -> Tensor:
+    """Cosine to the nearest other token, (B, N, d) -> (B, N), without all of them at once."""
+    found = []
+    for start in range(0, units.shape[1], _ROWS):
+        alike = cosines(units[:, start : start + _ROWS], units)
+        alike.diagonal(start, 1, 2).fill_(NEVER)  # with itself
+        found.append(alike.amax(2))
+    return torch.cat(found, 1)

@@ -29,6 +29,7 @@ class Pooling:
     """
 
     early = True
+    merges = True
     needs = ("cells",)
     paper = "average pooling of the token grid (baseline)"
     objective = "preservation"

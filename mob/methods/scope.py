@@ -42,6 +42,6 @@ class Scope:
         tower = view.tower
         units = unit_rows(tower.hidden)
         weight = tower.scores.float() ** self.alpha
-        weight = weight.masked_fill(~tower.placed, 0.0)
+        weight = weight.masked_fill(~tower.placed, -1.0)
         indices = cover([on_grid(cosines(units, units))], [weight], budget.K)
         return Selection(indices, torch.zeros_like(indices, dtype=torch.bool))

@@ -40,6 +40,7 @@ class VisionZip:
     """
 
     early = True
+    merges = True
     needs = ("tower",)
     paper = "VisionZip, CVPR 2025, arXiv 2412.04467"
     objective = "preservation"
@@ -101,9 +102,10 @@ def _merged(tower: TowerView, rest: Tensor, targets: Tensor) -> Tensor:
     units = unit_rows(tower.keys)
     nearest = cosines(units[others], units[targets]).argmax(1)
     hidden = tower.hidden.to(torch.promote_types(tower.hidden.dtype, torch.float32))
-    total = torch.zeros_like(hidden[targets]).index_add(0, nearest, hidden[others])
-    members = torch.bincount(nearest, minlength=len(targets)).clamp_min(1)
-    return (hidden[targets] + total / members[:, None]).to(tower.hidden.dtype)
+    # A product, since accelerators add up what ``index_add`` is given in no fixed order.
+    member = nearest == torch.arange(len(targets), device=nearest.device)[:, None]
+    total = member.to(hidden.dtype) @ hidden[others]
+    return (hidden[targets] + total / member.sum(1).clamp_min(1)[:, None]).to(tower.hidden.dtype)
 
 
 def _row(tower: TowerView, row: int) -> TowerView:

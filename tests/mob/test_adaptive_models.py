@@ -86,6 +86,8 @@ def test_what_is_asked_for_later_replaces_what_it_contradicts():
     saved = {"K": 9, "regime": "auto", "tau": 1.2, "l_idx": 3}
     assert overlay(saved, {"Kp_ratio": 0.5}) == {"K": 9, "l_idx": 3, "Kp_ratio": 0.5}
     assert overlay(saved, {"method": "random"}) == {"K": 9, "l_idx": 3, "method": "random"}
+    assert overlay(saved, {"method": "sparsevlm"}) == {"K": 9, "method": "sparsevlm"}  # which has layers of its own
+    assert overlay(saved, {"method": "pyramiddrop", "l_idx": 2})["l_idx"] == 2  # refused later, not forgotten
     assert overlay(saved, {"regime": "weak"}) == {**saved, "regime": "weak"}
     dart = {"K": 9, "method": "dart", "options": {"published": True}}
     assert overlay(dart, {"method": "mob"}) == {"K": 9, "method": "mob"}

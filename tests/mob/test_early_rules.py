@@ -283,6 +283,16 @@ def test_tokens_that_are_all_alike(name, dtype):
             assert chosen.indices[0].tolist() == list(range(K))
 
 
+def test_scope_takes_newlines_last():
+    """Of equal tokens one, that of the highest score, covers all: then nothing gains, and places decide."""
+    view = view_of(N=6, newlines=(0,), grid=None)
+    tower = replace(view.tower, hidden=torch.ones_like(view.tower.hidden))
+    view = replace(view, tower=tower)
+    first = int(tower.scores[0].argmax())
+    for K, kept in ((1, [first]), (3, sorted([first, 1, 2])), (5, [1, 2, 3, 4, 5]), (6, [0, 1, 2, 3, 4, 5])):
+        assert run("scope", view, K).indices[0].tolist() == kept
+
+
 def test_cdpruner_beyond_the_rank():
     """Three directions: after three tokens nothing has variance of its own, and the first ones in order follow."""
     visual = torch.eye(3, D, dtype=torch.float64)[torch.tensor([0, 0, 1, 1, 2, 2, 0, 1])][None]

@@ -284,6 +284,13 @@ def test_layers_are_not_mixed():
     before = [{"method": "divprune", "layer": 0, "N": 16, "K": 8}]
     with pytest.raises(ValueError, match="layer 2 and layer 2 after divprune"):
         etas([RetainedPatches(eta=1.0), RetainedPatches(eta=1.1, stages=before)])
+    few = [{**before[0], "K": 4}]
+    with pytest.raises(ValueError, match="behind 'divprune' with different K"):
+        etas([RetainedPatches(eta=1.0, stages=few), RetainedPatches(eta=1.1, stages=before)])
+    share = [{**before[0], "N": 9, "K": 5}]  # half of nine, rounded
+    assert etas([RetainedPatches(eta=1.0, stages=share), RetainedPatches(eta=1.1, stages=before)])[3] == ("divprune",)
+    with pytest.raises(ValueError, match="'pyramiddrop', which had pruned at layer 3 before"):
+        etas([RetainedPatches(eta=1.0, method="pyramiddrop", stages=[{**before[0], "layer": 3}])])
 
 
 @pytest.mark.parametrize(
@@ -292,6 +299,10 @@ def test_layers_are_not_mixed():
         ({"K": 64, "method": "dart"}, "rule 'dart' has no use for regime"),
         ({"K": 64, "l_idx": 3}, "prunes at layer 3, these logs are of layer 2"),
         ({"K": 64, "layer": 3}, "prunes at layer 3, these logs are of layer 2"),
+        (
+            {"K": 64, "method": "divprune+mob", "options": {"divprune": {"K": 0.5}}},
+            "prunes by divprune before the decoder, these logs were taken behind no",
+        ),
     ],
 )
 def test_nothing_is_saved_that_could_not_be_used(saved, message, tmp_path, capsys):
@@ -301,6 +312,19 @@ def test_nothing_is_saved_that_could_not_be_used(saved, message, tmp_path, capsy
     assert message in capsys.readouterr().err and file.read_text() == text
 
 
+def test_tau_behind_a_rule_is_saved_where_that_rule_is(tmp_path, capsys):
+    log = str(write(tmp_path, two(), stages=[{"method": "divprune", "layer": 0, "N": 16, "K": 8}]))
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"MoB_config": {"K": 64}}))
+    assert main(["calibrate", log, "--save", str(tmp_path)]) == 2
+    assert "these logs were taken behind divprune" in capsys.readouterr().err
+    file.write_text(
+        json.dumps({"MoB_config": {"K": 64, "method": "divprune+mob", "options": {"divprune": {"K": 0.5}}}})
+    )
+    assert main(["calibrate", log, "--save", str(tmp_path)]) == 0
+    assert json.loads(file.read_text())["MoB_config"]["regime"] == "auto"
+
+
 def test_eta_of_records_of_a_model():
     """Of one picture the sample's own; of several, those that a rule saw."""
     model = llava(torch.float32)
@@ -308,7 +332,7 @@ def test_eta_of_records_of_a_model():
     for more, count in (({}, 1), ({"regime": "auto", "tau": 1.3}, 3)):
         with mob.prune(model, K=8, **more) as pruning, torch.no_grad():
             model(**inputs)
-        values, left, layer = etas(pruning.records)
+        values, left, layer, _ = etas(pruning.records)
         assert layer == 2 and len(values) == count and sum(left.values()) == (count == 1)
         assert values[0] == pytest.approx(pruning.records[0].eta, abs=1e-5)
 

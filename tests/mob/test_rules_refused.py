@@ -51,3 +51,23 @@ def test_models_that_cannot_be_asked_are_refused_by_name():
     for rule in ("fastv", "dart", "sparsevlm", "pyramiddrop"):
         with pytest.raises(ValueError, match=f"method='{rule}' asks for attention, .* such as method='mob'"):
             mob.prune(model, K=K, method=rule)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"positions": "reindex"}, "positions='reindex' works after rules before the decoder only"),
+        ({"method": "pyramiddrop", "positions": "reindex"}, "positions='reindex' works after rules before the decoder"),
+        (
+            {"method": "pooling+scope", "options": {"pooling": {"K": 0.5}}},
+            "scope looks at .* and pooling before it merges tokens: put it first",
+        ),
+        (
+            {"method": "visionzip+scope", "options": {"visionzip": {"K": 0.5}}},
+            "scope looks at .* and visionzip before it merges",
+        ),
+    ],
+)
+def test_what_would_not_do_what_it_says_is_refused(settings, said):
+    with pytest.raises(ValueError, match=said), mob.prune(FAMILIES["llava"].model(), K=K, **settings):
+        pass
