@@ -11,6 +11,7 @@ from PIL import Image
 
 import checkpoints
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.eval.prompts import build_prompt, encode
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.formats import KEYS
@@ -222,6 +223,28 @@ def test_a_chat_template_beside_the_tokenizer(folders, tmp_path):
     assert load(tmp_path)[0].chat_template is None
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": checkpoints.TEMPLATE}))
     assert load(tmp_path)[0].chat_template == load(folders["stock"])[0].chat_template == checkpoints.TEMPLATE
+
+
+FOR_TEXT = (  # Mistral-Instruct's begins like this, and ChatML is alike: the text is joined to strings
+    "{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endfor %}",
+    "{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m['content'] }}<|im_end|>{% endfor %}",
+    "{% if messages[0]['content'] is not string %}{{ raise_exception('text only') }}{% endif %}",
+)
+
+
+@pytest.mark.parametrize("template", [*FOR_TEXT, checkpoints.TEMPLATE])
+def test_a_chat_template_of_the_language_model_is_left_alone(tmp_path, source, tower, template):
+    """It comes with the files of the original layout, and knows no pictures: prompts are made as without it."""
+    plain = load(checkpoints.original_folder(tmp_path / "llava-v1.5-plain", tower, source))
+    folder = checkpoints.original_folder(tmp_path / "llava-v1.5-chat", tower, source)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    tokenizer, model, _, _ = load(folder)
+    assert (tokenizer.chat_template is None) == (template in FOR_TEXT)
+    if template in FOR_TEXT:
+        name, config = "llava-v1.5-7b", model.config
+        asked = [build_prompt("what is this?", 1, one, config, name, None) for one in (plain[0], tokenizer)]
+        assert asked[0] == asked[1] and encode(asked[0], plain[0]).tolist() == encode(asked[1], tokenizer).tolist()
 
 
 def test_wrong_folders(tmp_path):

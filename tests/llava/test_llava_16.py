@@ -240,7 +240,7 @@ def test_adapters_without_their_base(adapter):
 
 def test_adapter_folders_that_do_not_fit(adapter, tmp_path, tower):
     base, lora, projector, source, _ = adapter
-    with pytest.raises(ValueError, match="has no mm_projector.bin"):
+    with pytest.raises(ValueError, match="holds a whole model: leave model_base out"):
         load(base, base)
     with pytest.raises(ValueError, match="layout of transformers"):
         load(projector, checkpoints.stock_folder(tmp_path / "hf", source))

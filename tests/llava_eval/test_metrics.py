@@ -27,6 +27,7 @@ from llava.eval.m4c_evaluator import (
     TextVQAAccuracyEvaluator,
     edit_distance,
 )
+from llava.eval.metrics import by_question
 
 # ---------------------------------------------------------------------------------------------------------------
 # The answer processor and soft accuracy
@@ -276,10 +277,17 @@ def test_gqa(tmp_path, capsys):
     assert "Samples: 3\nAccuracy: 66.67%" in capsys.readouterr().out
 
 
+def test_two_questions_with_one_id_are_refused():
+    one = {"question_id": 1, "prompt": "a", "text": "x"}
+    assert by_question([one, one | {"text": "y"}])[1]["text"] == "y"  # asked again
+    with pytest.raises(ValueError, match="two questions have the id 1"):
+        by_question([one, one | {"prompt": "b"}])
+
+
 def test_ocrbench(tmp_path, capsys):
     rows = [
-        {"id": 0, "question": "q", "image_path": "i", "answers": ["Centre"], "type": "T", "dataset_name": "SVT"},
-        {"id": 1, "question": "q", "image_path": "i", "answers": "a b", "type": "T", "dataset_name": "SVT"},
+        {"id": 211, "question": "q", "image_path": "i", "answers": ["Centre"], "type": "T", "dataset_name": "SVT"},
+        {"id": 211, "question": "q", "image_path": "j", "answers": "a b", "type": "T", "dataset_name": "SVT"},
         {"id": 2, "question": "q", "image_path": "i", "answers": ["x ^ 2"], "type": "F", "dataset_name": "HME100k"},
         {"id": 3, "question": "q", "image_path": "i", "answers": ["X"], "type": "F", "dataset_name": "HME100k"},
     ]
@@ -288,4 +296,5 @@ def test_ocrbench(tmp_path, capsys):
     assert eval_ocrbench.main(flags(annotation_file=gold, result_file=out)) == 0
     assert capsys.readouterr().out == "T: 1 of 2\nF: 1 of 2\nFinal Score: 2 of 4\n"
     assert convert.main(["ocrbench", *flags(src=gold, dst=tmp_path / "q")]) == 0
-    assert rows_of(tmp_path / "q")[0] == {"question_id": 0, "image": "i", "text": "q"}
+    asked = [{"question_id": number, "image": image, "text": "q"} for number, image in enumerate("ijii")]
+    assert rows_of(tmp_path / "q") == asked  # the file's own ids are not unique

@@ -170,6 +170,7 @@ def test_bad_pictures(family, tmp_path, capsys):
     for number in (0, 2):
         Image.new("RGB", (30, 30), "red").save(tmp_path / f"{number}.png")
     (tmp_path / "1.png").write_bytes(b"\x89PNG broken")
+    (tmp_path / "3.png").write_bytes(b"")
     records = [pictured(0), pictured(1), {"conversations": said("hi", "b")}, pictured(2), pictured(3)]
     with pytest.raises(BadSample, match=r"record 1 \(id 1\).*1.png"):
         dataset(family, tmp_path, records)[1]
@@ -192,7 +193,25 @@ def test_long_samples_are_cut(family, tmp_path):
     assert len(data[1]["input_ids"]) == 200 and (data[1]["labels"][-1] != IGNORE_INDEX)
     data.max_length = 40
     with pytest.raises(BadSample, match="no answer within --model_max_length 40"):
-        data[0]
+        data[0]  # nothing else is there
+
+
+def test_a_question_longer_than_the_limit_does_not_stop_a_run(family, tmp_path, capsys):
+    """Upstream trains it on nothing: some dialogues of its data are like this. Here the next one takes its place."""
+    good, long = {"conversations": said("hi", "red star")}, {"id": 5, "conversations": said("red " * 300, "star")}
+    data = dataset(family, tmp_path, [long, good], max_length=200)
+    assert data.refusals.policy == "stop" and torch.equal(data[0]["input_ids"], data[1]["input_ids"])
+    assert "id 5" in capsys.readouterr().err
+
+
+def test_pictures_that_are_not_there_are_found_before_the_run(family, tmp_path, capsys):
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "0.png")
+    with pytest.raises(BadSample, match="record 1 .*there is no file .*1.png; of 3 records 2 have lost a picture"):
+        dataset(family, tmp_path, [pictured(0), pictured(1), pictured(2)])
+    data = dataset(family, tmp_path, [pictured(0), pictured(1), pictured(2)], "skip")
+    assert len(data) == 1 and data.refusals.count() == 2 and "2.png" in capsys.readouterr().err
+    with pytest.raises(BadSample, match="nor any other: is --image_folder right"):
+        dataset(family, tmp_path, [pictured(1)], "skip")
 
 
 def test_pictures_are_never_cut_in_two():

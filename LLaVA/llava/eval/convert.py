@@ -134,9 +134,10 @@ def _part_of_answer(problem: dict[str, Any], part: str) -> str:
 
 
 def ocrbench(args: argparse.Namespace) -> None:
-    """OCRBench.json as questions for ``model_vqa_loader``."""
-    rows = json_list(args.src, needs=("id", "question", "image_path"))
-    asked = [{"question_id": r["id"], "image": r["image_path"], "text": r["question"]} for r in rows]
+    """OCRBench.json as questions for ``model_vqa_loader``, numbered: its ids are those of the data sets it is made of,
+    and many stand for two or three rows."""
+    rows = json_list(args.src, needs=("question", "image_path"))
+    asked = [{"question_id": n, "image": r["image_path"], "text": r["question"]} for n, r in enumerate(rows)]
     write_text(args.dst, _lines(asked))
 
 

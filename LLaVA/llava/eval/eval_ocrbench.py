@@ -1,7 +1,8 @@
 """OCRBench: ``python -m llava.eval.eval_ocrbench --annotation-file OCRBench.json --result-file answers.jsonl``.
 
 An answer is right if it contains one of those expected, case and line breaks aside; for HME100k (formulas) with case
-and without blanks. The score is the number of right answers, of 1000 in the whole benchmark.
+and without blanks. Answers belong to rows by number, as ``llava.eval.convert ocrbench`` asks them: the file's own ids
+repeat. The score is the number of right answers, of 1000 in the whole benchmark.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ def _plain(text: str, formula: bool) -> str:
 
 def evaluate(annotation_file: str, result_file: str) -> dict[str, tuple[int, int]]:
     """(right, asked) for each type of question."""
-    rows = json_list(annotation_file, needs=("id", "answers", "type", "dataset_name"))
+    rows = json_list(annotation_file, needs=("answers", "type", "dataset_name"))
     answers = by_question(answers_of(result_file))
-    complete(sum(row["id"] in answers for row in rows), len(rows), result_file)
+    complete(sum(number in answers for number in range(len(rows))), len(rows), result_file)
     right, asked = Counter(), Counter()
-    for row in rows:
+    for number, row in enumerate(rows):
         asked[row["type"]] += 1
-        right[row["type"]] += is_right(answers[row["id"]]["text"], row["answers"], row["dataset_name"] == _FORMULAS)
+        right[row["type"]] += is_right(answers[number]["text"], row["answers"], row["dataset_name"] == _FORMULAS)
     return {kind: (right[kind], count) for kind, count in asked.items()}
 
 

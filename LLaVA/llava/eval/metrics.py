@@ -40,8 +40,20 @@ def answers_of(path: str, needs: Sequence[str] = ("question_id", "text")) -> lis
 
 
 def by_question(rows: Iterable[dict[str, Any]]) -> dict[Hashable, dict[str, Any]]:
-    """Answers by ``question_id``; of several the last."""
-    return {row["question_id"]: row for row in rows}
+    """Answers by ``question_id``; of several to one question the last.
+
+    Raises:
+        ValueError: two questions have the same id.
+    """
+    out: dict[Hashable, dict[str, Any]] = {}
+    for row in rows:
+        known = out.setdefault(row["question_id"], row)
+        if known.get("prompt") != row.get("prompt"):
+            raise ValueError(
+                f"two questions have the id {row['question_id']!r}: number the questions, and ask them again"
+            )
+        out[row["question_id"]] = row
+    return out
 
 
 def complete(found: int, wanted: int, path: str) -> None:

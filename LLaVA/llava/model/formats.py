@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
+from jinja2 import TemplateError
 from safetensors import safe_open
 from transformers import (
     AutoImageProcessor,
@@ -245,7 +246,19 @@ def load_tokenizer(path: Path, raw: dict[str, Any]) -> LlamaTokenizer:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token
     tokenizer.padding_side = "left"
+    if tokenizer.chat_template and not _places_pictures(tokenizer):
+        tokenizer.chat_template = None  # that of the language model before it was a LLaVA (Mistral's, Yi's)
     return tokenizer
+
+
+def _places_pictures(tokenizer: Any) -> bool:
+    """Whether the chat template knows messages with pictures; others fail on them, or print the list."""
+    parts = [{"type": "image"}, {"type": "text", "text": "?"}]
+    try:
+        said = tokenizer.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
+    except (TemplateError, TypeError):
+        return False
+    return said.count(DEFAULT_IMAGE_TOKEN) == 1 and "'type'" not in said
 
 
 def load_stock_tokenizer(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from llava.conversation import Conversation, conv_templates
 from llava.mm_utils import load_image, process_images
 from llava.train.arguments import STOP
 from llava.train.masks import encode, render, tokens_of
-from llava.train.records import BadSample, Record, Refusals, read_records
+from llava.train.records import BadSample, NothingToLearn, Record, Refusals, read_records
 from mob.layout import picture_of
 
 _PATIENCE = 100  # samples in a row that cannot be used
@@ -64,6 +65,7 @@ class LazySupervisedDataset(Dataset):
         start_end = bool(getattr(config, "mm_use_im_start_end", False))
         self.records = read_records(data_path, conv, self.refusals, start_end)
         self.folder = Path(data_path).parent if folder is None else Path(folder)
+        self._check_pictures()
         self.tokenizer, self.image_processor, self.config, self.conv = tokenizer, image_processor, config, conv
         self.max_length = max_length
 
@@ -82,7 +84,7 @@ class LazySupervisedDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pictures = bool(self.records[index].images)
-        tried = 0
+        tried, last = 0, None
         for step in range(len(self.records)):
             record = self.records[(index + step) % len(self.records)]
             if bool(record.images) != pictures:
@@ -91,10 +93,31 @@ class LazySupervisedDataset(Dataset):
                 return self._sample(record)
             except BadSample as error:
                 self.refusals.add(record.name, error)
-                tried += 1
+                tried, last = tried + 1, error
             if tried == _PATIENCE:
                 break
-        raise BadSample(f"{tried} samples in a row cannot be used, {record.name} the last: is --image_folder right?")
+        raise BadSample(f"{tried} samples in a row cannot be used, the last: {last}; is --image_folder right?")
+
+    def _check_pictures(self) -> None:
+        """Files that are not there, before hours have been spent; folders are listed, not asked for every name."""
+        listed: dict[Path, set[str]] = {}
+        lost = {}
+        for record in self.records:
+            for path in (Path(self._source(name)) for name in record.images if not _is_address(name)):
+                if path.parent not in listed:
+                    listed[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+                if path.name not in listed[path.parent] and not path.exists():  # on a disk that ignores case, say
+                    lost.setdefault(record.name, BadSample(f"{record.name}: there is no file {path}"))
+        if lost and self.refusals.policy == STOP:
+            raise BadSample(
+                f"{next(iter(lost.values()))}; of {len(self.records)} records {len(lost)} have lost a picture: is "
+                "--image_folder right? Leave them out with --on_bad_sample skip"
+            )
+        for name, error in lost.items():
+            self.refusals.add(name, error)
+        self.records = [record for record in self.records if record.name not in lost]
+        if not self.records:
+            raise BadSample(f"{next(iter(lost.values()))}, nor any other: is --image_folder right?")
 
     def _sample(self, record: Record) -> dict[str, Any]:
         ids, labels = encode(render(record.turns, self.conv), tokens_of(self.tokenizer))
@@ -104,7 +127,7 @@ class LazySupervisedDataset(Dataset):
         lengths = [picture_of(self.config, size, alone).length for size in sizes]
         ids, labels, shown = expand(ids, labels, lengths, self.config.image_token_id, self.max_length)
         if all(label == IGNORE_INDEX for label in labels[1:]):
-            raise BadSample(f"{record.name} has no answer within --model_max_length {self.max_length}")
+            raise NothingToLearn(f"{record.name} has no answer within --model_max_length {self.max_length}")
         sample: dict[str, Any] = {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}
         if shown:
             try:
@@ -121,7 +144,11 @@ class LazySupervisedDataset(Dataset):
             raise BadSample(f"{record.name}: {error}") from error
 
     def _source(self, name: str) -> str:
-        return name if name.lower().startswith(("http://", "https://", "data:")) else str(self.folder / name)
+        return name if _is_address(name) else str(self.folder / name)
+
+
+def _is_address(name: str) -> bool:
+    return name.lower().startswith(("http://", "https://", "data:"))
 
 
 def expand(

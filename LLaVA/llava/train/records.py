@@ -21,6 +21,10 @@ class BadSample(ValueError):
     """A record or picture that cannot be trained on; the message is one line and names it."""
 
 
+class NothingToLearn(BadSample):
+    """A sample without an answer within the longest length: nothing is wrong with it, and it is left out."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One sample: ``turns`` are texts, the user's first, with one ``<image>`` for each of ``images``."""
@@ -52,9 +56,9 @@ class Refusals:
         """Note one.
 
         Raises:
-            BadSample: the run is to stop.
+            BadSample: the run is to stop, and the sample is to blame.
         """
-        if self.policy == STOP:
+        if self.policy == STOP and not isinstance(error, NothingToLearn):
             raise BadSample(f"{error}; repair it, or leave such samples out with --on_bad_sample skip") from error
         self._follow()
         if name in self.names:
