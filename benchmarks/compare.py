@@ -14,16 +14,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
-import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
+from compare_times import TIMED, TIMED_BATCH, times
 from torch import nn
 from tqdm import tqdm
 
@@ -44,7 +43,7 @@ from llava.scenes.evaluate import (
 )
 from mob import MoBConfig, Pruning
 from mob.cost import keep_for_mean, mean_tokens
-from mob.coupling import split
+from mob.coupling import Modes, split
 from mob.methods import METHODS, create, own_layers
 from mob.methods.base import Depth, is_early
 from mob.stages import schedule
@@ -53,7 +52,6 @@ BUDGETS = tuple(math.floor(NUM_PATCHES * share + 0.5) for share in (1 / 3, 2 / 9
 JOINED, REGIMES = "divprune+mob", ("mob:strong", "mob:weak", "mob:auto")
 CALIBRATION = 900_000, 100  # the first scene that is asked about for the threshold, and questions of each kind
 LAYER, BATCH, TOGETHER = 2, 50, 4
-TIMED, TIMED_BATCH = 6, 10  # batches that are timed, and questions in them
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,15 @@ def mean_of(method: str, K: int, layers: int) -> float:
     first, _, late = method.partition("+")
     if late:  # twice K before the decoder, then K
         return mean_tokens(min(2 * K, NUM_PATCHES), [(LAYER, K)], layers)
-    if method in (EARLY_RANDOM, "codebook") or is_early(create(first)):
+    if _before(first):
         return float(K)
     rule = create(method)
     return mean_tokens(NUM_PATCHES, schedule(rule, NUM_PATCHES, K, _depth(method, layers)), layers)
+
+
+def _before(method: str) -> bool:
+    """Whether a rule prunes before the decoder."""
+    return method in (EARLY_RANDOM, "codebook") or is_early(create(method))
 
 
 def _depth(method: str, layers: int) -> Depth:
@@ -118,14 +121,16 @@ def _for_mean(method: str, mean: float, layers: int) -> int | None:
 
 class Answers:
     """Right or wrong for every question, and the commit that they were asked at: one file for each (rule, K), so that
-    nothing is asked twice. Whoever changes a rule deletes its files."""
+    nothing is asked twice. Whoever changes a rule deletes its files. ``marks``: by rule, what else its answers depend
+    on, a part of the file's name."""
 
-    def __init__(self, folder: Path, commit: str | None) -> None:
-        self.folder, self.commit = folder, commit
+    def __init__(self, folder: Path, commit: str | None, marks: dict[str, str] | None = None) -> None:
+        self.folder, self.commit, self.marks = folder, commit, marks or {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def file(self, row: tuple[str, int]) -> Path:
-        return self.folder / f"{row[0]}-{row[1]}.txt"
+        mark = f"-{self.marks[row[0]]}" if row[0] in self.marks else ""
+        return self.folder / f"{row[0]}-{row[1]}{mark}.txt"
 
     def get(self, row: tuple[str, int]) -> list[bool] | None:
         return [mark == "1" for mark in self._lines(row)[0]] if self.file(row).exists() else None
@@ -138,7 +143,7 @@ class Answers:
         return self.file(row).read_text().splitlines()
 
     def put(self, row: tuple[str, int], correct: list[bool]) -> None:
-        part = self.file(row).with_suffix(".part")
+        part = self.file(row).with_name(f"{self.file(row).name}.part")
         part.write_text("".join("01"[value] for value in correct) + f"\n{self.commit}\n")
         part.replace(self.file(row))
 
@@ -161,16 +166,15 @@ class Settings:
 
 
 @torch.inference_mode()
-def calibrated(model, split_: str) -> tuple[float, float]:
-    """tau and spread as ``python -m mob.coupling calibrate`` finds them, from questions about other scenes."""
+def calibrated(model, split_: str) -> Modes:
+    """What ``python -m mob.coupling calibrate`` finds, from questions about other scenes."""
     start, n = CALIBRATION
     etas = []
     for _, inputs in batches(questions(n, split_, start), BATCH, split_of(model)):
         with Pruning(model, MoBConfig(K=NUM_PATCHES // 9, l_idx=LAYER), record=True) as pruning:
             model(**inputs)
         etas += [record.eta for record in pruning.records]
-    modes = split(etas)
-    return modes.tau, modes.spread
+    return split(etas)
 
 
 def ask(
@@ -216,35 +220,6 @@ def _asks_tower(method: str) -> bool:
     """Whether a rule watches the tower at work."""
     names = method.partition(":")[0].split("+")
     return any("tower" in getattr(METHODS.get(name), "needs", ()) for name in names)
-
-
-@torch.inference_mode()
-def times(model, asked: list[Asked], rows: list[tuple[str, int]], settings: Settings) -> dict[tuple[str, int], dict]:
-    """CPU milliseconds for a batch: of the selection, where it is in the decoder, and of a pass, as a share of the
-    unpruned one beside it."""
-    out: dict[tuple[str, int], dict] = {row: {"pruner_ms": [], "share": []} for row in rows}
-    for number, (_, inputs) in enumerate(islice(batches(asked, TIMED_BATCH, split_of(model)), TIMED)):
-        for method, K in rows:
-            one = settings.of(method, K, number)
-            whole = _milliseconds(model, inputs)
-            if one is None:
-                continue
-            with Pruning(model, one):
-                out[method, K]["share"].append(_milliseconds(model, inputs) / whole)
-            with Pruning(model, one, record=True) as pruning:
-                model(**inputs)
-            found = [record.milliseconds for record in pruning.records if record.milliseconds is not None]
-            out[method, K]["pruner_ms"] += found[:1]
-    return {
-        row: {name: round(statistics.median(values), 3) if values else None for name, values in taken.items()}
-        for row, taken in out.items()
-    }
-
-
-def _milliseconds(model, inputs: dict) -> float:
-    start = time.process_time()
-    model(**inputs)
-    return 1000 * (time.process_time() - start)
 
 
 def mcnemar(a: list[bool], b: list[bool]) -> float:
@@ -297,10 +272,22 @@ def report(asked: list[Asked], found: list[Way], answers: Answers, took: dict, l
     ends = {VANILLA: (VANILLA, NUM_PATCHES), DROP_ALL: (DROP_ALL, 0)}
     whole = {
         name: {"macro": _estimate(scores.macro(row)), "tasks": _by_task(scores, row)}
+        | {"prefill_ms": took[row]["prefill_ms"]}
         | {group: _estimate(scores.macro(row, group)) for group in scores.groups}
         for name, row in ends.items()
     }
     return {**whole, "rows": rows, "questions": len(asked)}
+
+
+def marks(settings: Settings, found: list[Way]) -> dict[str, str]:
+    """What the answers of a rule depend on besides model, questions and K."""
+    out = {"mob:auto": f"tau{settings.tau:.6f}"}
+    if book := settings.setup.codebook:
+        out["codebook"] = hashlib.sha256(Path(book).read_bytes()).hexdigest()[:8]
+    if settings.setup.positions != "keep":
+        early = {way.method for way in found if _before(way.method.partition(":")[0].partition("+")[0])}
+        out |= {name: "-".join(filter(None, [out.get(name), settings.setup.positions])) for name in early}
+    return out
 
 
 def flags() -> argparse.ArgumentParser:
@@ -311,6 +298,7 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--codebook", type=Path, help="codebook.safetensors of this model: its rule takes part")
     parser.add_argument("--K", type=int, nargs="+", default=list(BUDGETS), help="MoB's budgets, of 196")
     parser.add_argument("--methods", nargs="+", help="rules beside mob (all)")
+    parser.add_argument("--positions", choices=("keep", "reindex"), default="keep", help="after early rules (keep)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop asking after so many; go on later")
     return parser
 
@@ -328,17 +316,20 @@ def main(argv: list[str] | None = None) -> int:
     asked = questions(args.n, args.split)
     source = provenance(args.model_path)
     about = hashlib.sha256(repr((source["weights_sha256"], args.split, args.n)).encode()).hexdigest()[:12]
-    answers = Answers(args.work / f"{args.split}-{about}", source["commit"])
-    tau, spread = calibrated(model, args.split) if "mob:auto" in methods else (0.0, 0.0)
-    settings = Settings(Setup(LAYER, args.codebook and str(args.codebook)), tau, spread)
+    modes = calibrated(model, args.split) if "mob:auto" in methods else None
+    tau, spread = (modes.tau, modes.spread) if modes else (0.0, 0.0)
+    settings = Settings(Setup(LAYER, args.codebook and str(args.codebook), args.positions), tau, spread)
+    answers = Answers(args.work / f"{args.split}-{about}", source["commit"], marks(settings, found))
     rows = list(dict.fromkeys([(VANILLA, NUM_PATCHES), (DROP_ALL, 0), *(way.row for way in found)]))
     if not ask(model, asked, rows, answers, settings, until):
         print(f"out of time: the same command continues (answers are in {answers.folder})", file=sys.stderr)
         return 3
-    took = times(model, asked, rows, settings)
+    took = times(model, asked, rows, settings.of)
     values = {"split": args.split, "n": args.n, "layer": LAYER, "batch": BATCH, "model": args.model_path.name}
     values["timed"] = {"batches": TIMED, "batch": TIMED_BATCH}
-    values |= {"tau": tau, "spread": spread, "asked_at": answers.commits(rows)}
+    values |= {"positions": args.positions, "asked_at": answers.commits(rows)}
+    if modes:
+        values |= {"tau": tau, "spread": spread, "valley": round(modes.valley, 3), "not_two_modes": modes.reason}
     out = {**report(asked, found, answers, took, layers), "setup": values, "provenance": source}
     write_result(args.json, out)
     for row in out["rows"]:
