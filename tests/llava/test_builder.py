@@ -247,6 +247,18 @@ def test_a_chat_template_of_the_language_model_is_left_alone(tmp_path, source, t
         assert asked[0] == asked[1] and encode(asked[0], plain[0]).tolist() == encode(asked[1], tokenizer).tolist()
 
 
+def test_prompts_begin_with_bos_where_the_files_do_not_say(tmp_path, source, tower):
+    """transformers 4 put it there, and old bases were tuned with it; 5 would not."""
+    folder = checkpoints.original_folder(tmp_path / "llava-v1.5-old", tower, source)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    for said, first in ((None, 1), (True, 1), (False, None)):
+        others = {key: value for key, value in settings.items() if key != "add_bos_token"}
+        others |= {} if said is None else {"add_bos_token": said}
+        (folder / "tokenizer_config.json").write_text(json.dumps(others))
+        ids = load(folder)[0]("describe")["input_ids"]
+        assert (ids[0] == 1) == (first == 1), said
+
+
 def test_wrong_folders(tmp_path):
     with pytest.raises(ValueError, match="has no config.json"):
         load(tmp_path)

@@ -50,6 +50,8 @@ KEYS = {
     r"^model\.(embed_tokens|layers|norm)": r"model.language_model.\1",
 }
 TOWER = "model.vision_tower."
+# Gigabytes in hub repositories that nothing here reads: weights of other frameworks.
+_OF_OTHERS = ["*.h5", "*.msgpack", "*.ot", "*.onnx*", "onnx/*", "*.gguf", "consolidated*"]
 # Buffers that old files carry and that transformers computes.
 _BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 _TEXT_KEYS = """
@@ -88,7 +90,7 @@ def local_folder(name: str, **kwargs: Any) -> Path:
     if path.exists() or str(name).startswith((".", "/", "~")):
         raise ValueError(f"{name} is not a folder: give the folder of a model, or its name on the hub")
     try:
-        return Path(snapshot_download(name, **kwargs))
+        return Path(snapshot_download(name, ignore_patterns=_OF_OTHERS, **kwargs))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
@@ -238,7 +240,9 @@ def load_tokenizer(path: Path, raw: dict[str, Any]) -> LlamaTokenizer:
         raise ValueError(f"{path} has a tokenizer of type {kind!r}: only Llama's can be loaded from an original folder")
     # Whether a blank is put before text that follows a special token; the original tokeniser took True for "not said".
     legacy = settings.get("legacy") is not False
-    tokenizer = LlamaTokenizer.from_pretrained(path, legacy=legacy)
+    # Nor does it ask for <s> where the file does not say so, as transformers 4 did.
+    begins = {} if "add_bos_token" in settings else {"add_bos_token": True}
+    tokenizer = LlamaTokenizer.from_pretrained(path, legacy=legacy, **begins)
     tokenizer.init_kwargs["legacy"] = legacy  # transformers forgets to save it
     marks = [DEFAULT_IMAGE_PATCH_TOKEN] if raw.get("mm_use_im_patch_token", True) else []
     marks += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN] if raw.get("mm_use_im_start_end", False) else []

@@ -8,6 +8,8 @@ On transformers' Trainer and stock model classes. Where it departs from the orig
   picture counts for all its tokens and is never cut in two.
 - A record or picture that cannot be used stops the run, or is named and replaced (``--on_bad_sample skip``); nothing is
   trained on a blank picture, and no sample with labels of -100 only.
+- Pictures are turned upright as their EXIF says, at inference too. Boxes in RefCOCO and VG count in pixels as they are
+  stored; where such a picture has the mark, they no longer fit.
 - Every run can be continued, projector-only ones too.
 - Under pruning, the questions of all turns guide the choice of tokens, and no answer does.
 """
