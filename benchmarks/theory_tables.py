@@ -56,12 +56,13 @@ def plots() -> None:
 
     for split in SPLITS:
         rows = result(split)
-        figure, axes = pyplot.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
+        figure, axes = pyplot.subplots(1, 2, figsize=(10.8, 3.8), layout="constrained")
         _scatter(axes[0], rows[len(rows) // 2])
         _sweeps(axes[1], rows)
         for place in axes:
             place.spines[["top", "right"]].set_visible(False)
-            place.legend(frameon=False, fontsize=8)
+        axes[0].legend(frameon=False, fontsize=8)
+        axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         figure.suptitle(f"{split} scenes", fontsize=10)
         figure.savefig(IMAGES / f"theory-{split}.png", dpi=120, metadata={"Software": None})
         pyplot.close(figure)

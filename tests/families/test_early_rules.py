@@ -112,7 +112,7 @@ def test_before_and_within_the_decoder(family, method):
 
 
 @some
-@pytest.mark.parametrize("method", ["divprune+visionzip", "visionzip+divprune", "pooling+scope", "scope+cdpruner"])
+@pytest.mark.parametrize("method", ["divprune+visionzip", "visionzip+divprune", "pooling+divprune", "scope+cdpruner"])
 def test_two_rules_before_the_decoder(family, method):
     first, second = method.split("+")
     model, inputs = family.model(), zoo.collate(family.samples())
