@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent)]
 
+import adaptive_tables  # noqa: E402
 import compare_tables  # noqa: E402
 import recall_tables  # noqa: E402
 import speed_tables  # noqa: E402
@@ -189,6 +190,7 @@ TABLES = {
     **compare_tables.TABLES,
     **theory_tables.TABLES,
     **recall_tables.TABLES,
+    **adaptive_tables.TABLES,
 }
 
 

@@ -19,6 +19,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,15 +142,17 @@ def settings_for(method: str, K: int, seed: int, setup: Setup) -> MoBConfig | No
     return MoBConfig(K=K, l_idx=layer, method=rules, options=options, positions=positions)
 
 
-@torch.inference_mode()
 def right(model, inputs: dict[str, torch.Tensor], settings: MoBConfig | None) -> list[bool]:
+    """``right_under`` these settings, None for the unpruned model."""
+    with nullcontext() if settings is None else Pruning(model, settings):
+        return right_under(model, inputs)
+
+
+@torch.inference_mode()
+def right_under(model, inputs: dict[str, torch.Tensor]) -> list[bool]:
     """Whether greedy decoding gives the labelled answer, for each row: every labelled token is the likeliest one."""
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
-    if settings is None:
-        logits = model(**inputs).logits
-    else:
-        with Pruning(model, settings):
-            logits = model(**inputs).logits
+    logits = model(**inputs).logits
     labels = inputs["labels"][:, 1:]
     return ((logits[:, :-1].argmax(-1) == labels) | (labels == IGNORE)).all(1).tolist()
 
