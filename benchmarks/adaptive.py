@@ -17,7 +17,7 @@ from tqdm import tqdm
 from llava.provenance import provenance, write_result
 from llava.scenes.checkpoint import split_of
 from llava.scenes.command import add_questions, load_model
-from llava.scenes.evaluate import Asked, Scores, batches, questions, right_under
+from llava.scenes.evaluate import Asked, Scores, batches, questions, right_under, rounded
 from mob import MoBConfig, Pruning
 
 LAYER, BATCH = 2, 50
@@ -43,9 +43,9 @@ def rows(model, asked: list[Asked], most: int, radii: list[float], budgets: list
             row = (f"row {len(out)}", what["K"])
             marks, tokens = ask(model, asked, MoBConfig(l_idx=LAYER, **what))
             scores.add(row, marks)
-            one = {**what, "tokens": round(tokens, 2), "macro": _interval(scores.macro(row))}
+            one = {**what, "tokens": round(tokens, 2), "macro": rounded(scores.macro(row))}
             if beside is not None:
-                one["minus"] = _interval(scores.difference(row, beside))
+                one["minus"] = rounded(scores.difference(row, beside))
             out.append(one)
             bar.update(1)
             return row
@@ -56,12 +56,8 @@ def rows(model, asked: list[Asked], most: int, radii: list[float], budgets: list
             row = add({"K": most, "epsilon": radius})
             same = {"K": max(1, round(out[-1]["tokens"]))}
             place, other = len(out) - 1, add(same)
-            out[place]["minus"] = _interval(scores.difference(row, other))
+            out[place]["minus"] = rounded(scores.difference(row, other))
     return out
-
-
-def _interval(values: tuple[float, float, float]) -> dict[str, float]:
-    return dict(zip(("points", "low", "high"), (round(value, 2) for value in values), strict=True))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -39,6 +39,7 @@ from llava.scenes.evaluate import (
     batches,
     questions,
     right,
+    rounded,
     settings_for,
 )
 from mob import MoBConfig, Pruning
@@ -235,10 +236,6 @@ def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
-def _estimate(values: tuple[float, float, float]) -> dict[str, float]:
-    return dict(zip(("points", "low", "high"), (round(value, 2) for value in values), strict=True))
-
-
 def _by_task(scores: Scores, row: tuple[str, int]) -> dict[str, float]:
     """Percent right in each kind of question."""
     counts = {task: scores.task(row, task) for task in scores.tasks}
@@ -252,28 +249,28 @@ def report(asked: list[Asked], found: list[Way], answers: Answers, took: dict, l
         scores.add(row, answers.get(row))
     rows = []
     for way in found:
-        groups = {group: _estimate(scores.macro(way.row, group)) for group in scores.groups}
+        groups = {group: rounded(scores.macro(way.row, group)) for group in scores.groups}
         row = {**vars(way), "mean_tokens": round(mean_of(way.method, way.K, layers), 2)}
-        row |= {"macro": _estimate(scores.macro(way.row)), **groups, "tasks": _by_task(scores, way.row)}
+        row |= {"macro": rounded(scores.macro(way.row)), **groups, "tasks": _by_task(scores, way.row)}
         row |= took[way.row]
         mob = ("mob", way.budget)
         if way.method != "mob":
-            row["minus_mob"] = _estimate(scores.difference(way.row, mob)) | {
+            row["minus_mob"] = rounded(scores.difference(way.row, mob)) | {
                 "p": mcnemar(answers.get(way.row), answers.get(mob)),
-                **{group: _estimate(scores.difference(way.row, mob, group)) for group in scores.groups},
+                **{group: rounded(scores.difference(way.row, mob, group)) for group in scores.groups},
             }
         if way.method == "mob:auto":
             row["minus_fixed"] = {
-                name: _estimate(scores.difference(way.row, (name, way.budget)))
+                name: rounded(scores.difference(way.row, (name, way.budget)))
                 for name in REGIMES
                 if name != way.method and answers.get((name, way.budget)) is not None
             }
         rows.append(row)
     ends = {VANILLA: (VANILLA, NUM_PATCHES), DROP_ALL: (DROP_ALL, 0)}
     whole = {
-        name: {"macro": _estimate(scores.macro(row)), "tasks": _by_task(scores, row)}
+        name: {"macro": rounded(scores.macro(row)), "tasks": _by_task(scores, row)}
         | {"prefill_ms": took[row]["prefill_ms"]}
-        | {group: _estimate(scores.macro(row, group)) for group in scores.groups}
+        | {group: rounded(scores.macro(row, group)) for group in scores.groups}
         for name, row in ends.items()
     }
     return {**whole, "rows": rows, "questions": len(asked)}

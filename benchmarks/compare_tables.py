@@ -101,10 +101,10 @@ def full(split: str) -> str:
                 f"`{row['method']}`",
                 str(row["K"]),
                 f"{row['mean_tokens']:.1f}",
-                _interval(row["macro"], ".1f"),
+                interval(row["macro"], ".1f"),
                 f"{row['weak']['points']:.1f}",
                 f"{row['strong']['points']:.1f}",
-                _interval(minus, "+.1f") if minus else "",
+                interval(minus, "+.1f") if minus else "",
                 "" if minus is None else "< 1e-12" if minus["p"] < 1e-12 else f"{minus['p']:.1g}",
                 f"{row['pruner_ms']:.1f}",
                 f"{row['prefill_ms']:.0f}",
@@ -127,7 +127,7 @@ def tasks(split: str) -> str:
     for method, K in [("vanilla", 196), *shown, ("drop-all", 0)]:
         row = rows[method, K]
         right = [f"{row['tasks'][name]:.1f}" for name in names]
-        lines.append([f"`{method}`", str(K), _interval(row["macro"], ".1f"), *right])
+        lines.append([f"`{method}`", str(K), interval(row["macro"], ".1f"), *right])
     return markdown(lines)
 
 
@@ -147,9 +147,9 @@ def regimes(split: str) -> str:
     rows = {(row["method"], row["budget"]): row for row in result(split)["rows"] if row["by"] == "K"}
     lines = [["K", "default", "strong", "weak", "auto", "auto minus strong [95 %]", "auto minus weak [95 %]"]]
     for K in dict.fromkeys(budget for _, budget in rows):
-        cells = [_interval(rows[name, K]["macro"], ".1f") for name in ("mob", "mob:strong", "mob:weak", "mob:auto")]
+        cells = [interval(rows[name, K]["macro"], ".1f") for name in ("mob", "mob:strong", "mob:weak", "mob:auto")]
         fixed = rows["mob:auto", K]["minus_fixed"]
-        lines.append([str(K), *cells, *(_interval(fixed[name], "+.1f") for name in ("mob:strong", "mob:weak"))])
+        lines.append([str(K), *cells, *(interval(fixed[name], "+.1f") for name in ("mob:strong", "mob:weak"))])
     return markdown(lines)
 
 
@@ -214,5 +214,5 @@ def _frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
-def _interval(entry: dict, form: str) -> str:
+def interval(entry: dict, form: str) -> str:
     return f"{entry['points']:{form}} [{entry['low']:{form}}, {entry['high']:{form}}]"

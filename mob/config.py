@@ -12,7 +12,7 @@ from mob.budget import ENDS, SCHEDULES, Budget, budget, check_keep, split
 from mob.checks import check_distance, check_flag
 from mob.coupling.modes import TUNABLE, OnlineSplit
 from mob.covering import METRICS
-from mob.methods.base import Named, own_layers, parse
+from mob.methods.base import Named, check_order, own_layers, parse
 from mob.methods.mob import AUTO
 
 # The release notes write l_idx; mob.prune says layer.
@@ -156,6 +156,14 @@ class MoBConfig:
         if self.regime in ENDS:  # a schedule, which ``budget`` knows
             values = {name: value for name, value in values.items() if name == "epsilon"}
         early, late = parse(self.method, self.options)
+        check_order(early)
+        if not early:
+            if self.keep_newlines == "rows":
+                raise ValueError("keep_newlines='rows' works after rules before the decoder only: give True or False")
+            if self.positions == "reindex":
+                raise ValueError(
+                    "positions='reindex' works after rules before the decoder only: leave it out, or 'keep'"
+                )
         last = late or early[-1]
         known = {one.name for one in dataclasses.fields(last.rule)}
         asked = {**values, **({"regime": self.regime} if self.regime else {})}

@@ -18,6 +18,8 @@ import numpy
 import torch
 from torch import Tensor
 
+from mob.tensors import product
+
 GRID = 2.0**20
 NEVER = float("-inf")
 _PATIENCE = 2.0  # products of blocks, as a multiple of those of whole rows, which are about five times as dear
@@ -26,10 +28,8 @@ _BLOCK = 64  # tokens that are brought up to date together
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """Cosines of unit rows on the comparison grid: (B, n, d), (B, m, d) -> float32 (B, n, m)."""
-    with torch.autocast(a.device.type, enabled=False):
-        product = a @ b.transpose(-1, -2)
     # In place: the Gram matrix of many tokens is the largest thing that a selection makes.
-    return product.mul_(GRID).round_().div_(GRID).float()
+    return product(a, b.transpose(-1, -2)).mul_(GRID).round_().div_(GRID).float()
 
 
 def sample(units: Tensor, taken: Tensor, distance: Tensor, K: int, steps: int, stop: float | None = None) -> Tensor:

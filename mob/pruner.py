@@ -25,7 +25,7 @@ from mob.coupling import OnlineSplit
 from mob.early import ENCODED, EarlyStage, Generate, Shorter, brings_pictures, is_short, joined, shorten
 from mob.layout import ENCODERS, declared
 from mob.methods import Rule
-from mob.methods.base import Depth, needs_of
+from mob.methods.base import Depth
 from mob.methods.mob import AUTO
 from mob.noting import Noting
 from mob.plan import Plan
@@ -123,17 +123,6 @@ class Pruning:
         for one in (*early, *([late] if late else [])):
             if hasattr(one.rule, "check"):
                 one.rule.check(self.model)
-        if settings.keep_newlines == "rows" and not early:
-            raise ValueError("keep_newlines='rows' works after rules before the decoder only: give True or False")
-        if settings.positions == "reindex" and not early:
-            raise ValueError("positions='reindex' works after rules before the decoder only: leave it out, or 'keep'")
-        for number, one in enumerate(early):
-            first = next((other for other in early[:number] if getattr(other.rule, "merges", False)), None)
-            if first is not None and "tower" in needs_of(one.rule):
-                raise ValueError(
-                    f"{one.name} looks at what the vision tower says of each token, and {first.name} before it merges "
-                    "tokens: put it first"
-                )
         depth = self._depth(settings)
         depth.check(depth.layer)
         if late is not None:

@@ -25,6 +25,12 @@ def take(rows: Tensor, index: Tensor) -> Tensor:
     return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in the dtype that they have, whether or not autocast is on."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
+
+
 def merge(rows: Tensor, into: Tensor) -> Tensor:
     """Rows (B, T, d) where some are means of several: ``into`` (B, T) is the row that a row is part of, -1 for none.
 
@@ -47,7 +53,7 @@ def _sums(rows: Tensor, index: Tensor) -> Tensor:
 def _products(rows: Tensor, index: Tensor, there: Tensor) -> Tensor:
     """The same as a product of matrices: on accelerators ``scatter_add`` adds in no fixed order."""
     place = torch.arange(rows.shape[1], device=rows.device)
-    return ((index[:, None] == place[:, None]) & there[:, None]).to(rows.dtype) @ rows
+    return product(((index[:, None] == place[:, None]) & there[:, None]).to(rows.dtype), rows)
 
 
 def expand(hidden: Tensor, rows: Tensor, length: int) -> Tensor:

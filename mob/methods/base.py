@@ -222,6 +222,17 @@ def own_layers(method: str) -> bool:
     return getattr(METHODS.get(method.split("+")[-1]), "stages", 1) > 1
 
 
+def check_order(early: Sequence[Named]) -> None:
+    """ValueError where a rule asks the tower about tokens that a rule before it has merged."""
+    for number, one in enumerate(early):
+        first = next((other for other in early[:number] if getattr(other.rule, "merges", False)), None)
+        if first is not None and "tower" in needs_of(one.rule):
+            raise ValueError(
+                f"{one.name} looks at what the vision tower says of each token, and {first.name} before it merges "
+                "tokens: put it first"
+            )
+
+
 def needs_of(rule: Rule) -> tuple[str, ...]:
     """What a rule must be shown besides tokens."""
     return getattr(rule, "needs", ())

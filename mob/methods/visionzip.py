@@ -12,6 +12,7 @@ from mob.budget import Budget, round_half_up
 from mob.checks import check_flag
 from mob.covering import cosines, unit_rows
 from mob.methods.base import Merged, SpanView, TowerView, register
+from mob.tensors import product
 
 _SHARE = Fraction(10, 64)  # the published 54 + 10, 108 + 20 and 162 + 30
 ORDERS = ("raster", "published")
@@ -104,7 +105,7 @@ def _merged(tower: TowerView, rest: Tensor, targets: Tensor) -> Tensor:
     hidden = tower.hidden.to(torch.promote_types(tower.hidden.dtype, torch.float32))
     # A product, since accelerators add up what ``index_add`` is given in no fixed order.
     member = nearest == torch.arange(len(targets), device=nearest.device)[:, None]
-    total = member.to(hidden.dtype) @ hidden[others]
+    total = product(member.to(hidden.dtype), hidden[others])
     return (hidden[targets] + total / member.sum(1).clamp_min(1)[:, None]).to(tower.hidden.dtype)
 
 

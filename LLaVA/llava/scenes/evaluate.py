@@ -206,6 +206,11 @@ def _with_interval(value: float, resampled: np.ndarray) -> tuple[float, float, f
     return 100 * float(value), 100 * float(low), 100 * float(high)
 
 
+def rounded(values: tuple[float, float, float]) -> dict[str, float]:
+    """(value, low, high) in points, for a result file."""
+    return dict(zip(("points", "low", "high"), (round(value, 2) for value in values), strict=True))
+
+
 def wilson(right_: int, asked: int) -> tuple[float, float]:
     """95 % interval of a proportion, in percent."""
     if asked == 0:
