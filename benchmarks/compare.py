@@ -5,7 +5,7 @@ many visual tokens a layer, on the mean, as MoB has with its K (rules that prune
 layers cost something else at equal K). Answers are kept in ``--work``: killed, or ended by ``--minutes``, the same
 command continues. ``scripts/compare.sh`` runs both splits; ``make_tables.py`` writes the tables and the plot.
 
-``mob:strong``, ``mob:weak`` and ``mob:auto`` are MoB with these regimes; the threshold of ``auto`` comes from questions
+How rules are named, and what is asked, is in ``compare_rows.py``; the threshold of ``mob:auto`` comes from questions
 about other scenes.
 """
 
@@ -16,12 +16,13 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from compare_report import centres, report
+from compare_rows import BATCH, BUDGETS, LAYER, Settings, Way, is_before, read, rules, ways
 from compare_times import TIMED, TIMED_BATCH, times
 from torch import nn
 from tqdm import tqdm
@@ -31,93 +32,19 @@ from llava.scenes.checkpoint import NUM_PATCHES, split_of
 from llava.scenes.command import add_questions, load_model
 from llava.scenes.evaluate import (
     DROP_ALL,
-    EARLY_RANDOM,
     VANILLA,
     Asked,
-    Scores,
     Setup,
     batches,
     questions,
     right,
-    rounded,
-    settings_for,
 )
 from mob import MoBConfig, Pruning
-from mob.cost import keep_for_mean, mean_tokens
 from mob.coupling import Modes, split
-from mob.methods import METHODS, create, own_layers
-from mob.methods.base import Depth, is_early
-from mob.stages import schedule
+from mob.methods import METHODS
 
-BUDGETS = tuple(math.floor(NUM_PATCHES * share + 0.5) for share in (1 / 3, 2 / 9, 1 / 9, 1 / 18))
-JOINED, REGIMES = "divprune+mob", ("mob:strong", "mob:weak", "mob:auto")
 CALIBRATION = 900_000, 100  # the first scene that is asked about for the threshold, and questions of each kind
-LAYER, BATCH, TOGETHER = 2, 50, 4
-
-
-@dataclass(frozen=True)
-class Way:
-    """A rule with ``K`` tokens left at its end, asked for the comparison at MoB's ``budget``, by "K" or by "mean"."""
-
-    method: str
-    K: int
-    budget: int
-    by: str
-
-    @property
-    def row(self) -> tuple[str, int]:
-        return self.method, self.K
-
-
-def rules(codebook: Path | None) -> list[str]:
-    """What is compared: all that choose by themselves, random choice before the decoder, and one rule before MoB."""
-    own = sorted(set(METHODS) - {"given", "mob", "codebook"})
-    return ["mob", *own, EARLY_RANDOM, JOINED, *(["codebook"] if codebook else []), *REGIMES]
-
-
-def mean_of(method: str, K: int, layers: int) -> float:
-    """Visual tokens a layer, on the mean over the decoder's layers."""
-    method = method.partition(":")[0]
-    first, _, late = method.partition("+")
-    if late:  # twice K before the decoder, then K
-        return mean_tokens(min(2 * K, NUM_PATCHES), [(LAYER, K)], layers)
-    if _before(first):
-        return float(K)
-    rule = create(method)
-    return mean_tokens(NUM_PATCHES, schedule(rule, NUM_PATCHES, K, _depth(method, layers)), layers)
-
-
-def _before(method: str) -> bool:
-    """Whether a rule prunes before the decoder."""
-    return method in (EARLY_RANDOM, "codebook") or is_early(create(method))
-
-
-def _depth(method: str, layers: int) -> Depth:
-    return Depth(layers, asked=None if own_layers(method) else LAYER)
-
-
-def ways(methods: list[str], budgets: list[int], layers: int) -> list[Way]:
-    """All that is asked, by budget; a rule that cannot come down to MoB's mean is asked at equal K only."""
-    out = []
-    for budget in budgets:
-        mean = mean_of("mob", budget, layers)
-        for method in methods:
-            out.append(Way(method, budget, budget, "K"))
-            K = None if method in REGIMES else _for_mean(method, mean, layers)  # the same again
-            out += [] if K is None else [Way(method, K, budget, "mean")]
-    return out
-
-
-def _for_mean(method: str, mean: float, layers: int) -> int | None:
-    if "+" in method:
-        fitting = [K for K in range(1, NUM_PATCHES + 1) if mean_of(method, K, layers) <= mean]
-        return max(fitting, default=None)
-    if method in (EARLY_RANDOM, "codebook"):
-        return math.floor(mean)
-    try:
-        return keep_for_mean(method, NUM_PATCHES, mean, layers, layer=None if own_layers(method) else LAYER)
-    except ValueError:
-        return None
+TOGETHER = 4
 
 
 class Answers:
@@ -136,9 +63,9 @@ class Answers:
     def get(self, row: tuple[str, int]) -> list[bool] | None:
         return [mark == "1" for mark in self._lines(row)[0]] if self.file(row).exists() else None
 
-    def commits(self, rows: Iterable[tuple[str, int]]) -> list[str]:
-        """Those that these were asked at."""
-        return sorted({self._lines(row)[1] for row in rows})
+    def commit_of(self, row: tuple[str, int]) -> str:
+        """That which it was asked at."""
+        return self._lines(row)[1]
 
     def _lines(self, row: tuple[str, int]) -> list[str]:
         return self.file(row).read_text().splitlines()
@@ -147,23 +74,6 @@ class Answers:
         part = self.file(row).with_name(f"{self.file(row).name}.part")
         part.write_text("".join("01"[value] for value in correct) + f"\n{self.commit}\n")
         part.replace(self.file(row))
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a row is asked with. ``tau``, ``spread``: of mob:auto."""
-
-    setup: Setup
-    tau: float
-    spread: float
-
-    def of(self, method: str, K: int, seed: int) -> MoBConfig | None:
-        """None for the unpruned model; ``seed`` is that of random rules."""
-        _, _, regime = method.partition(":")
-        if not regime:
-            return settings_for(method, K, seed, self.setup)
-        numbers = {"tau": self.tau, "spread": self.spread} if regime == "auto" else {}
-        return MoBConfig(K=K, l_idx=self.setup.layer, regime=regime, **numbers)
 
 
 @torch.inference_mode()
@@ -219,61 +129,8 @@ def looked_once(tower: nn.Module, saw: list) -> Iterator[None]:
 
 def _asks_tower(method: str) -> bool:
     """Whether a rule watches the tower at work."""
-    names = method.partition(":")[0].split("+")
+    names = read(method)[0]
     return any("tower" in getattr(METHODS.get(name), "needs", ()) for name in names)
-
-
-def mcnemar(a: list[bool], b: list[bool]) -> float:
-    """Two-sided exact p of McNemar's test: how surprising the split of the questions that only one of the two got."""
-    pairs = list(zip(a, b, strict=True))
-    only_a, only_b = pairs.count((True, False)), pairs.count((False, True))
-    n, few = only_a + only_b, min(only_a, only_b)
-    tail = sum(math.exp(_log_choose(n, k) - n * math.log(2)) for k in range(few + 1))
-    return min(1.0, 2 * tail)
-
-
-def _log_choose(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-
-
-def _by_task(scores: Scores, row: tuple[str, int]) -> dict[str, float]:
-    """Percent right in each kind of question."""
-    counts = {task: scores.task(row, task) for task in scores.tasks}
-    return {task: round(100 * right / asked, 2) for task, (right, asked) in counts.items()}
-
-
-def report(asked: list[Asked], found: list[Way], answers: Answers, took: dict, layers: int) -> dict:
-    """Accuracy with intervals, and every rule minus MoB at the same budget, paired."""
-    scores = Scores(asked)
-    for row in [(VANILLA, NUM_PATCHES), (DROP_ALL, 0), *dict.fromkeys(way.row for way in found)]:
-        scores.add(row, answers.get(row))
-    rows = []
-    for way in found:
-        groups = {group: rounded(scores.macro(way.row, group)) for group in scores.groups}
-        row = {**vars(way), "mean_tokens": round(mean_of(way.method, way.K, layers), 2)}
-        row |= {"macro": rounded(scores.macro(way.row)), **groups, "tasks": _by_task(scores, way.row)}
-        row |= took[way.row]
-        mob = ("mob", way.budget)
-        if way.method != "mob":
-            row["minus_mob"] = rounded(scores.difference(way.row, mob)) | {
-                "p": mcnemar(answers.get(way.row), answers.get(mob)),
-                **{group: rounded(scores.difference(way.row, mob, group)) for group in scores.groups},
-            }
-        if way.method == "mob:auto":
-            row["minus_fixed"] = {
-                name: rounded(scores.difference(way.row, (name, way.budget)))
-                for name in REGIMES
-                if name != way.method and answers.get((name, way.budget)) is not None
-            }
-        rows.append(row)
-    ends = {VANILLA: (VANILLA, NUM_PATCHES), DROP_ALL: (DROP_ALL, 0)}
-    whole = {
-        name: {"macro": rounded(scores.macro(row)), "tasks": _by_task(scores, row)}
-        | {"prefill_ms": took[row]["prefill_ms"]}
-        | {group: rounded(scores.macro(row, group)) for group in scores.groups}
-        for name, row in ends.items()
-    }
-    return {**whole, "rows": rows, "questions": len(asked)}
 
 
 def marks(settings: Settings, found: list[Way]) -> dict[str, str]:
@@ -282,7 +139,7 @@ def marks(settings: Settings, found: list[Way]) -> dict[str, str]:
     if book := settings.setup.codebook:
         out["codebook"] = hashlib.sha256(Path(book).read_bytes()).hexdigest()[:8]
     if settings.setup.positions != "keep":
-        early = {way.method for way in found if _before(way.method.partition(":")[0].partition("+")[0])}
+        early = {way.method for way in found if is_before(read(way.method)[0][0])}
         out |= {name: "-".join(filter(None, [out.get(name), settings.setup.positions])) for name in early}
     return out
 
@@ -322,9 +179,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"out of time: the same command continues (answers are in {answers.folder})", file=sys.stderr)
         return 3
     took = times(model, asked, rows, settings.of)
+    for row, counts in centres(model, asked, rows, settings).items():
+        took[row] |= counts
     values = {"split": args.split, "n": args.n, "layer": LAYER, "batch": BATCH, "model": args.model_path.name}
     values["timed"] = {"batches": TIMED, "batch": TIMED_BATCH}
-    values |= {"positions": args.positions, "asked_at": answers.commits(rows)}
+    values |= {"positions": args.positions}
     if modes:
         values |= {"tau": tau, "spread": spread, "valley": round(modes.valley, 3), "not_two_modes": modes.reason}
     out = {**report(asked, found, answers, took, layers), "setup": values, "provenance": source}

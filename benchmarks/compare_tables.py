@@ -16,7 +16,14 @@ BY = {"K": "equal K", "mean": "equal mean"}
 PLAIN = ("mob", "visual", "prompt", "random")
 # Where a rule prunes: colours of the plot, dark for the first rule that does so.
 BEFORE, ONCE, SEVERAL = "before the decoder", "at layer 2", "at several layers"
-COLOURS = {BEFORE: "Blues_r", ONCE: "Oranges_r", SEVERAL: "Greens_r", f"{BEFORE}, {ONCE}": "Purples_r"}
+EARLIER = "from layer 1 on"
+COLOURS = {
+    EARLIER: "Reds_r",
+    BEFORE: "Blues_r",
+    ONCE: "Oranges_r",
+    SEVERAL: "Greens_r",
+    f"{BEFORE}, {ONCE}": "Purples_r",
+}
 MARKERS = "osD^vPX<>*"
 
 
@@ -26,6 +33,8 @@ def result(split: str) -> dict:
 
 def where(method: str) -> str:
     """Where a rule of the comparison prunes."""
+    if "@" in method:
+        return EARLIER
     if "+" in method:
         return f"{BEFORE}, {ONCE}"
     if method == "early-random" or getattr(METHODS.get(method), "early", None) is True:
@@ -37,9 +46,9 @@ def _ordered(found: dict) -> list[str]:
     """Rules by where they prune, MoB first, then the best first."""
     total = dict.fromkeys((row["method"] for row in found["rows"] if ":" not in row["method"]), 0.0)
     for row in found["rows"]:
-        if row["method"] in total and row["by"] == "K":
+        if row["method"] in total and row["by"] == ("mean" if "@" in row["method"] else "K"):
             total[row["method"]] += row["macro"]["points"]
-    places = [ONCE, SEVERAL, f"{BEFORE}, {ONCE}", BEFORE]
+    places = [ONCE, SEVERAL, EARLIER, f"{BEFORE}, {ONCE}", BEFORE]
     return sorted(total, key=lambda name: (name != "mob", places.index(where(name)), -total[name]))
 
 

@@ -23,8 +23,11 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks")]
 
 import compare  # noqa: E402
+import compare_report  # noqa: E402
+import compare_rows  # noqa: E402
 import compare_tables  # noqa: E402
 import compare_times  # noqa: E402
+from compare_rows import ELSEWHERE, mean_of  # noqa: E402
 
 LAYERS = 6
 
@@ -37,21 +40,19 @@ def test_every_rule_is_asked_at_equal_K_and_at_equal_mean():
     methods = compare.rules(Path("codebook.safetensors"))
     assert {"mob", "fastv", "pyramiddrop", "visionzip", "early-random", "divprune+mob", "codebook"} <= set(methods)
     found = compare.ways(methods, [22], LAYERS)
-    assert [way.K for way in found if way.by == "K"] == [22] * len(methods)
+    assert [way.K for way in found if way.by == "K"] == [22] * (len(methods) - len(ELSEWHERE))
+    assert set(ELSEWHERE) <= {way.method for way in found}
     mean = (2 * 196 + 4 * 22) / 6
-    assert compare.mean_of("mob", 22, LAYERS) == pytest.approx(mean)
+    assert mean_of("mob", 22, LAYERS) == pytest.approx(mean)
     at_mean = {way.method: way.K for way in found if way.by == "mean"}
     assert at_mean["mob"] == at_mean["fastv"] == 22  # prune where MoB does
     assert at_mean["divprune"] == at_mean["early-random"] == math.floor(mean)
     for method, K in at_mean.items():
-        assert compare.mean_of(method, K, LAYERS) <= mean < compare.mean_of(method, K + 1, LAYERS), method
+        assert mean_of(method, K, LAYERS) <= mean < mean_of(method, K + 1, LAYERS), method
 
 
 def test_a_rule_that_cannot_come_down_is_asked_at_equal_K_only(monkeypatch):
-    def never(*args, **kwargs):
-        raise ValueError("cannot come down")
-
-    monkeypatch.setattr(compare, "keep_for_mean", never)
+    monkeypatch.setattr(compare_rows, "mean_of", lambda method, K, layers: 9.0 if method == "mob" else 9.1)
     assert [(way.method, way.by) for way in compare.ways(["fastv"], [9], LAYERS)] == [("fastv", "K")]
 
 
@@ -95,8 +96,8 @@ def test_mcnemar_is_the_exact_binomial():
     a = [True] * 9 + [False] * 3 + [True] * 20 + [False] * 7
     b = [False] * 9 + [True] * 3 + [True] * 20 + [False] * 7
     by_hand = 2 * sum(math.comb(12, k) for k in range(4)) / 2**12
-    assert compare.mcnemar(a, b) == compare.mcnemar(b, a) == pytest.approx(by_hand)
-    assert compare.mcnemar(a, a) == 1.0
+    assert compare_report.mcnemar(a, b) == compare_report.mcnemar(b, a) == pytest.approx(by_hand)
+    assert compare_report.mcnemar(a, a) == 1.0
 
 
 @pytest.mark.may_skip("rules before the decoder need a newer transformers than the oldest that is supported")
@@ -116,7 +117,9 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     for one, other in zip(first["rows"], again["rows"], strict=True):
         assert [one.get(key) for key in keys] == [other.get(key) for key in keys]
     assert first["questions"] == 18
-    assert first["setup"]["asked_at"] == [str(first["provenance"]["commit"])]
+    assert {row["asked_at"] for row in first["rows"]} == {str(first["provenance"]["commit"])}
+    (mob, *_) = first["rows"]
+    assert (mob["method"], mob["centres_asked"]) == ("mob", 11) and 0 < mob["centres"] < 11
     assert {row["method"] for row in first["rows"]} == {"mob", "random", "divprune", "pyramiddrop"}
     assert all(0 < row["pruner_ms"] < row["prefill_ms"] for row in first["rows"])
     monkeypatch.setattr(compare_tables, "RESULTS", tmp_path / "new")
@@ -137,6 +140,39 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare_tables, "IMAGES", tmp_path)
     compare_tables.plots()
     assert (tmp_path / "compare.png").stat().st_size > 10_000
+
+
+def test_rules_at_other_layers_are_compared_at_equal_mean_only():
+    assert compare_rows.read("pyramiddrop@1,2,3") == (["pyramiddrop"], [1, 2, 3])
+    assert compare_rows.read("divprune+mob") == (["divprune", "mob"], []) and compare_rows.read("mob:auto")[0] == [
+        "mob"
+    ]
+    found = compare.ways(["mob", *ELSEWHERE], [11], LAYERS)
+    mean = (2 * 196 + 4 * 11) / 6
+    assert [(way.method, way.by) for way in found] == [("mob", "K"), ("mob", "mean"), *((n, "mean") for n in ELSEWHERE)]
+    by_hand = {"mob@1": lambda K: (196 + 5 * K) / 6}
+    for way in found[2:]:
+        assert mean_of(way.method, way.K, LAYERS) <= mean < mean_of(way.method, way.K + 1, LAYERS)
+        if way.method in by_hand:
+            assert mean_of(way.method, way.K, LAYERS) == pytest.approx(by_hand[way.method](way.K))
+    settings = compare.Settings(compare.Setup(), 1.5, 0.1)
+    assert settings.of("mob@1", 48, 0).to_dict() == {"K": 48, "l_idx": 1}
+    several = settings.of("pyramiddrop@1,3,5", 20, 0)
+    assert (several.method, several.l_idx, several.options) == ("pyramiddrop", None, {"layers": [1, 3, 5]})
+
+
+def test_what_tells_prompt_and_visual_apart():
+    asked = compare.questions(4, "crowded")
+    scores = compare_report.Scores(asked)
+    weak, strong = scores.groups["weak"], scores.groups["strong"]
+    scores.add(("prompt", 9), [one.question.task in weak for one in asked])
+    scores.add(("visual", 9), [one.question.task in (*strong, weak[0]) for one in asked])
+    found = {entry["of"]: entry["points"] for entry in compare_report.apart(scores, [9])}
+    assert found["weak"] == 80 and found["strong"] == -100  # of five kinds, one is right with both
+    assert found[f"weak without {weak[0]}"] == 100 and found[f"weak without {weak[1]}"] == 75
+    assert [found[task] for task in scores.tasks] == [
+        0 if task == weak[0] else 100 if task in weak else -100 for task in scores.tasks
+    ]
 
 
 def test_where_rules_prune_and_which_are_best():

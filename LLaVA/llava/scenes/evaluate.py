@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,22 +180,22 @@ class Scores:
         column = self.tables[row][:, self.tasks.index(task)]
         return int(np.nansum(column)), int((~np.isnan(column)).sum())
 
-    def macro(self, row: tuple[str, int], group: str | None = None) -> tuple[float, float, float]:
-        """Mean over tasks, all or those of a group, in percent, with a 95 % interval."""
+    def macro(self, row: tuple[str, int], group: str | Sequence[str] | None = None) -> tuple[float, float, float]:
+        """Mean over tasks, all or those of a group or of a list, in percent, with a 95 % interval."""
         return _with_interval(np.nanmean(self._table(row, group), 0).mean(), self._resampled(row, group))
 
     def difference(
-        self, row: tuple[str, int], other: tuple[str, int], group: str | None = None
+        self, row: tuple[str, int], other: tuple[str, int], group: str | Sequence[str] | None = None
     ) -> tuple[float, float, float]:
         """Macro of ``row`` minus that of ``other``, points, with a 95 % interval of the paired resamples."""
         exact = np.nanmean(self._table(row, group), 0).mean() - np.nanmean(self._table(other, group), 0).mean()
         return _with_interval(exact, self._resampled(row, group) - self._resampled(other, group))
 
-    def _table(self, row: tuple[str, int], group: str | None) -> np.ndarray:
-        tasks = self.tasks if group is None else self.groups[group]
+    def _table(self, row: tuple[str, int], group: str | Sequence[str] | None) -> np.ndarray:
+        tasks = self.tasks if group is None else self.groups[group] if isinstance(group, str) else group
         return self.tables[row][:, [self.tasks.index(task) for task in tasks]]
 
-    def _resampled(self, row: tuple[str, int], group: str | None) -> np.ndarray:
+    def _resampled(self, row: tuple[str, int], group: str | Sequence[str] | None) -> np.ndarray:
         table = self._table(row, group)
         asked = self.draws @ ~np.isnan(table)
         return (self.draws @ np.nan_to_num(table) / np.maximum(asked, 1)).mean(1)
