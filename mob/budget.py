@@ -50,17 +50,21 @@ ENDS = ("strong", "weak")  # of what lies between them, see ``between``
 
 @dataclass(frozen=True)
 class Budget:
-    """Of N visual tokens keep K, K_p of them prompt centres found with a k-fold cover."""
+    """Of N visual tokens keep K, K_p of them prompt centres found with a k-fold cover.
+
+    ``at_most``: a radius decides how many, K is the most.
+    """
 
     N: int
     K: int
     K_p: int
     k: int
+    at_most: bool = False
 
     @property
     def identity(self) -> bool:
         """Nothing is dropped."""
-        return self.K >= self.N
+        return self.K >= self.N and not (self.at_most and self.N)
 
 
 def round_half_up(value: Fraction | float) -> int:
@@ -169,7 +173,7 @@ def split(whole: Budget, lengths: Sequence[int], fixed_fold: bool = False) -> li
     keep = _proportional(whole.K, lengths)
     centres = _proportional(whole.K_p, keep)
     folds = [whole.k if fixed_fold or not p else _fold(whole, p) for p in centres]
-    return [Budget(*numbers) for numbers in zip(lengths, keep, centres, folds, strict=True)]
+    return [Budget(*numbers, whole.at_most) for numbers in zip(lengths, keep, centres, folds, strict=True)]
 
 
 def _fold(whole: Budget, centres: int) -> int:

@@ -15,7 +15,7 @@ from mob.coupling import hausdorff
 from mob.layout import Cell
 from mob.methods import Merged, Rule, SpanView, needs_of
 from mob.spans import Spans
-from mob.stages import by_budget, view_of
+from mob.stages import by_budget, limited, view_of
 from mob.tensors import on_device, places_of
 from mob.tower import Placed
 
@@ -137,7 +137,7 @@ def _parts(stage: EarlyStage, settings: MoBConfig, counts: list[list[int]]) -> l
     if stage.K is None:  # the rule decides, of each picture on its own
         return [[Budget(N=n, K=n, K_p=0, k=1) for n in row] for row in counts]
     own = dataclasses.replace(settings, K=stage.K)
-    return [own.parts(own.budget(sum(row)), row) for row in counts]
+    return [own.parts(limited(stage.rule, own.budget(sum(row))), row) for row in counts]
 
 
 def _counts(before: Tensor, after: Tensor, sizes: list[list[int]]) -> list[list[int]]:

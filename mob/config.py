@@ -12,7 +12,7 @@ from mob.budget import ENDS, SCHEDULES, Budget, budget, check_keep, split
 from mob.checks import check_distance, check_flag
 from mob.coupling.modes import TUNABLE, OnlineSplit
 from mob.covering import METRICS
-from mob.methods.base import Named, check_order, own_layers, parse
+from mob.methods.base import Named, balanced, before_only, check_order, own_layers, parse
 from mob.methods.mob import AUTO
 
 # The release notes write l_idx; mob.prune says layer.
@@ -54,7 +54,8 @@ class MoBConfig:
         online: with "auto", tau follows the last samples; True, or a dict of the numbers of
             ``mob.coupling.OnlineSplit``. What is kept then depends on the order of samples and on batches.
         epsilon: fewer than K tokens stay where these cover a picture to this radius, 0..2; of rules mob and visual.
-        options: the rule's own fields; of joined rules, a dict of them for each name, with K for those before the last.
+        options: the rule's own fields; of joined rules, a dict of them for each name, and in it K, what a rule before
+            the last leaves (an integer, or a share of what arrives there; twice what the next one leaves, unless said).
     """
 
     K: int | float | None = None
@@ -156,6 +157,7 @@ class MoBConfig:
         if self.regime in ENDS:  # a schedule, which ``budget`` knows
             values = {name: value for name, value in values.items() if name == "epsilon"}
         early, late = parse(self.method, self.options)
+        early = self._doubled(early, late)
         check_order(early)
         if not early:
             if self.keep_newlines == "rows":
@@ -165,6 +167,7 @@ class MoBConfig:
                     "positions='reindex' works after rules before the decoder only: leave it out, or 'keep'"
                 )
         last = late or early[-1]
+        self._check_used(last, late)
         known = {one.name for one in dataclasses.fields(last.rule)}
         asked = {**values, **({"regime": self.regime} if self.regime else {})}
         if strange := [name for name in asked if name not in known]:
@@ -177,6 +180,32 @@ class MoBConfig:
             return early, late
         own = last._replace(rule=dataclasses.replace(last.rule, **values))
         return (early, own) if late else ([*early[:-1], own], None)
+
+    def _check_used(self, last: Named, late: Named | None) -> None:
+        given = [name for name in _SIZES if getattr(self, name) is not None]
+        given += ["schedule"] if self.schedule != "default" else []
+        if given and not getattr(last.rule, "balanced", False):
+            raise ValueError(
+                f"rule {last.name!r} has no use for {' and '.join(given)}, which set prompt centres: use method='mob', "
+                "or leave them out"
+            )
+        if self.l_idx is not None and late is None:
+            raise ValueError(f"layer={self.l_idx}: {last.name} prunes before the decoder, leave layer (l_idx) out")
+
+    def _doubled(self, early: list[Named], late: Named | None) -> list[Named]:
+        """Rules before the last with what they keep: where nothing is said, twice what the next one keeps."""
+        out, K = [] if late else early[-1:], self.K
+        for one in reversed(early[: len(early) if late else -1]):
+            if one.K is None and not getattr(one.rule, "adaptive", False):
+                if not isinstance(K, int):  # a share counts what arrives, which depends on this very number
+                    example = {one.name: {"K": 0.5}}
+                    raise ValueError(
+                        f"method={self.method!r}: say how many tokens {one.name} keeps, such as options={example}, or "
+                        "give K as an integer (then it keeps twice as many)"
+                    )
+                one = one._replace(K=2 * K)
+            out, K = [one, *out], one.K
+        return out
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> MoBConfig:
@@ -227,12 +256,13 @@ class MoBConfig:
 def overlay(saved: Mapping[str, Any] | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """A ``MoB_config`` with another over it. The options of a method leave with it, and so does what was said for a
     regime, which leaves too where K_p or k are set in another way; and the other way round. A layer leaves where the
-    new method prunes at layers of its own."""
+    new method prunes at layers of its own, or before the decoder; what sets prompt centres where it has none."""
     names = {_ALIASES.get(key, key) for key in given}
     gone: set[str] = set()
     if "method" in given and given["method"] != (saved or {}).get("method", "mob"):
         gone |= {*ADAPTIVE, "online", "options"}
-        gone |= {"l_idx"} if own_layers(str(given["method"])) else set()
+        gone |= {"l_idx"} if own_layers(str(given["method"])) or before_only(str(given["method"])) else set()
+        gone |= set() if balanced(str(given["method"])) else {*_SIZES, "schedule"}
     if names & {*_SIZES, "schedule"}:
         gone |= {"regime", "tau", "spread", "online"}
     if "regime" in given:

@@ -27,6 +27,7 @@ _KEYS = {
     "mob_spread": "spread",
     "mob_epsilon": "epsilon",
     "mob_online": "online",
+    "mob_options": "options",
 }
 
 
@@ -52,6 +53,7 @@ def add_mob_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--mob-epsilon", type=float, help="keep fewer than K where these cover the picture to this radius"
     )
+    group.add_argument("--mob-options", metavar="JSON", help="options of the rule, such as '{\"layers\": [3, 7, 16]}'")
     group.add_argument("--mob-config", type=Path, help="JSON file with a MoB_config; other flags win over it")
     group.add_argument("--mob-off", action="store_true", help="do not prune, whatever the checkpoint says")
 
@@ -83,6 +85,9 @@ def resolve(args: Any, saved: dict[str, Any] | None, default_on: bool) -> dict[s
         values = overlay(values, given)
     flags = {key: getattr(args, name, None) for name, key in _KEYS.items()}
     flags = {key: value for key, value in flags.items() if value is not None}
+    if "options" in flags:
+        flags["options"] = _object(flags["options"], "--mob-options", '{"layers": [3, 7, 16]}')
+    allow_codebooks_of({"method": values.get("method"), **flags})
     values = overlay(values, flags)
     if (flags or default_on) and "K" not in values and not _decides_itself(values):
         values |= DEFAULT
@@ -92,11 +97,19 @@ def resolve(args: Any, saved: dict[str, Any] | None, default_on: bool) -> dict[s
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f'--mob-config {file}: {error}; give a JSON file such as {{"K": 64}}') from None
+    return _object(text, f"--mob-config {file}", '{"K": 64}')
+
+
+def _object(text: str, source: str, example: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source}: {error}; give JSON such as {example}") from None
     if not isinstance(values, dict):
-        raise ValueError(f'--mob-config {file}: must hold one object such as {{"K": 64}}')
+        raise ValueError(f"{source}: must hold one object such as {example}")
     return values
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -58,7 +58,7 @@ def schedule(rule: Rule, N: int, K: int, depth: Depth) -> list[tuple[int, int]]:
 
 def stages_of(settings: MoBConfig, rule: Rule, depth: Depth, spans: Spans) -> tuple[Stage, ...]:
     """The stages of a rule in one pass, ascending by layer. A sample that keeps everything does so at each of them."""
-    wholes = [settings.budget(n) for n in spans.visual_counts]
+    wholes = [limited(rule, settings.budget(n)) for n in spans.visual_counts]
     plans = [None if whole.identity else schedule(rule, whole.N, whole.K, depth) for whole in wholes]
     layers = next(([layer for layer, _ in plan] for plan in plans if plan), [depth.layer])
     left = [[picture.length for picture in row] for row in spans.pictures]
@@ -68,12 +68,17 @@ def stages_of(settings: MoBConfig, rule: Rule, depth: Depth, spans: Spans) -> tu
         for sample, (whole, plan) in enumerate(zip(wholes, plans, strict=True)):
             N = sum(left[sample])
             K = plan[number][1] if plan else N
-            budgets.append(Budget(N, K, min(whole.K_p, K), whole.k))
+            budgets.append(Budget(N, K, min(whole.K_p, K), whole.k, whole.at_most))
             parts.append(settings.parts(budgets[-1], left[sample]))
             if K < N:
                 left[sample] = [part.K for part in parts[-1]]
         stages.append(Stage(layer, rule, budgets, settings.distance_metric, parts))
     return tuple(stages)
+
+
+def limited(rule: Rule, budget: Budget) -> Budget:
+    """The budget as the rule takes it: no more than the most that may stay, where it stops at a radius."""
+    return replace(budget, at_most=getattr(rule, "epsilon", None) is not None)
 
 
 def by_budget(parts: Sequence[Sequence[Budget]]) -> dict[Budget, list[tuple[int, int]]]:

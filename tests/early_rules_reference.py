@@ -11,18 +11,22 @@ from reference import cosine
 
 
 def slow_cdpruner(visual, words, K, negative=False, theta=None):
-    """The next token is the one that makes the determinant of the chosen part of the kernel largest."""
+    """The next token is the one that makes the determinant of the chosen part of the kernel diag(r) S diag(r) largest,
+    which is that of S times all r^2; in logarithms, since r may be too large to write down."""
     n = len(visual)
     r = [np.mean([cosine(v, w) for w in words]) * (-1 if negative else 1) if len(words) else 1.0 for v in visual]
     low, high = min(r), max(r)
     r = [(x - low + 1e-6) / (high - low) if high - low >= 1e-6 else 1.0 for x in r]
-    if theta is not None:
-        r = [math.exp(theta / (2 * (1 - theta)) * x) for x in r]
-    kernel = np.array([[r[i] * r[j] * cosine(visual[i], visual[j]) for j in range(n)] for i in range(n)])
+    logs = [math.log(x) if theta is None else theta / (2 * (1 - theta)) * x for x in r]
+    similar = np.array([[cosine(visual[i], visual[j]) for j in range(n)] for i in range(n)])
     chosen = []
+
+    def worth(i):
+        both = [*chosen, i]
+        return np.linalg.slogdet(similar[np.ix_(both, both)])[1] + 2 * sum(logs[j] for j in both)
+
     for _ in range(K):
-        rest = [i for i in range(n) if i not in chosen]
-        chosen.append(max(rest, key=lambda i: np.linalg.slogdet(kernel[np.ix_([*chosen, i], [*chosen, i])])[1]))
+        chosen.append(max((i for i in range(n) if i not in chosen), key=worth))
     return sorted(chosen)
 
 

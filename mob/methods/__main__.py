@@ -7,10 +7,10 @@ import dataclasses
 import inspect
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mob.methods import METHODS
-from mob.methods.base import unknown
+from mob.methods.base import is_early, looks_at, unknown
 
 COLUMNS = ("name", "objective", "where", "needs", "batch", "paper")
 HEAD = {"where": "prunes", "needs": "looks at", "batch": "batches"}
@@ -21,31 +21,39 @@ def describe(name: str) -> dict[str, object]:
     if name not in METHODS:
         raise ValueError(unknown(name))
     cls = METHODS[name]
-    early = bool(getattr(cls, "early", False))
     options = {f.name: _default(f) for f in dataclasses.fields(cls)}
     return {
         "name": name,
         "paper": getattr(cls, "paper", "") or inspect.getdoc(inspect.getmodule(cls)).splitlines()[0],
         "objective": getattr(cls, "objective", ""),
-        "where": getattr(cls, "where", "before the decoder" if early else "layer 2, or any other"),
+        "where": getattr(cls, "where", _where(cls, options)),
         "stages": getattr(cls, "stages", 1),
-        "needs": list(getattr(cls, "needs", ())),
+        "needs": list(looks_at(cls)),
         "batch": bool(getattr(cls, "batch", True)),
         "options": options,
         "text": inspect.getdoc(cls),
     }
 
 
+def _where(cls: type, options: Mapping[str, object]) -> str:
+    if is_early(cls):
+        return "before the decoder"
+    return "layer 2, or any other" + (", or before the decoder" if "early" in options else "")
+
+
 def _default(one: dataclasses.Field) -> object:
     return None if one.default is dataclasses.MISSING else one.default
+
+
+def _cells(one: Mapping[str, object]) -> dict[str, object]:
+    """What ``describe`` says, in words."""
+    return dict(one, needs=", ".join(one["needs"]) or "nothing", batch="yes" if one["batch"] else "no")
 
 
 def table(names: Sequence[str]) -> str:
     """One line for each rule."""
     rows = [[HEAD.get(column, column) for column in COLUMNS]]
-    for one in map(describe, names):
-        cells = dict(one, needs=", ".join(["hidden states", *one["needs"]]), batch="yes" if one["batch"] else "no")
-        rows.append([str(cells[column]) for column in COLUMNS])
+    rows += [[str(one[column]) for column in COLUMNS] for one in map(_cells, map(describe, names))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -53,8 +61,7 @@ def table(names: Sequence[str]) -> str:
 def in_full(name: str) -> str:
     """Everything that is known of a rule."""
     one = describe(name)
-    facts = [f"{HEAD.get(key, key)}: {one[key]}" for key in ("paper", "objective", "where")]
-    facts.append(f"looks at: {', '.join(['hidden states', *one['needs']])}")
+    facts = [f"{HEAD.get(key, key)}: {_cells(one)[key]}" for key in ("paper", "objective", "where", "needs", "batch")]
     options = ", ".join(f"{key}={value!r}" for key, value in one["options"].items()) or "none"
     return "\n".join([name, *facts, f"options: {options}", "", str(one["text"])])
 

@@ -18,11 +18,12 @@ if TYPE_CHECKING:  # rules never import the mechanism
     from mob.probe import Probe
 
 DEFAULT_LAYER = 2
+WITHIN, BEFORE = ("hidden states", "prompt"), ("features", "words")  # what every view holds, see ``looks_at``
 
 
 @dataclass(frozen=True)
 class TowerView:
-    """What the vision tower says of each token, for rules with ``needs = ("tower",)``.
+    """What the vision tower says of each token, for rules that name "tower" in ``needs``.
 
     All is of the layer whose output the model projects. A token that shows several patches has their mean.
 
@@ -97,7 +98,7 @@ class SpanView:
         cells: for early rules that name "cells": per sample, (picture, view, row, column) of each token; a newline has
             column -1, a token without a place row -1 too.
         probe: within the decoder, answers questions about attention, keys and earlier states; there where the rule's
-            ``needs`` name any.
+            ``needs`` name what it answers.
     """
 
     visual: Tensor
@@ -113,8 +114,10 @@ class Rule(Protocol):
     """A pruning rule: a frozen dataclass whose fields are its options.
 
     Class attributes say what it is (``python -m mob.methods`` lists them): ``paper``, ``objective`` ("alignment",
-    "preservation" or "both"), ``needs``, what it looks at besides hidden states (see ``mob.probe``), and where that is
-    not one layer that the user chooses, ``where`` and the number of ``stages``.
+    "preservation" or "both"), ``needs``, all that it looks at: of what every view holds "hidden states" and "prompt",
+    before the decoder "features" and "words"; what ``mob.probe`` answers; and where that is not one layer that the user
+    chooses, ``where`` and the number of ``stages``. Samples of a batch are answered as they would be alone, unless
+    ``batch = False`` says otherwise.
 
     ``balanced = True`` says that a rule follows K_p and k of its budget; of others, records count the prompt centres.
 
@@ -124,7 +127,7 @@ class Rule(Protocol):
 
     A rule with ``early = True`` works before the decoder, on projected features and word embeddings. It may answer with
     ``keep(view, budget) -> bool (B, N)`` instead of ``select``; where ``adaptive`` is true it decides itself how many.
-    Its ``select`` may answer with ``Merged``. ``needs`` names what it must be shown besides: "tower", "cells".
+    Its ``select`` may answer with ``Merged``. ``needs`` may name what it must be shown besides: "tower", "cells".
     ``merges = True``: tokens that stay may stand for several, so that no rule behind it can look at the tower's own.
     """
 
@@ -181,7 +184,7 @@ def parse(method: str, options: Mapping[str, Any] | None = None) -> tuple[list[N
     """The rules of "first+second+last": those before the decoder, and the one within it, if there is one.
 
     Options of a single rule are its own; of several, ``options[name]`` are those of each, and K in them says how many
-    tokens a rule keeps that is not the last.
+    tokens a rule keeps that is not the last (None: nothing is said).
 
     Raises:
         ValueError: an unknown rule or option, or rules in an order that cannot be.
@@ -205,10 +208,6 @@ def parse(method: str, options: Mapping[str, Any] | None = None) -> tuple[list[N
         raise ValueError(f"method={method!r}: name rules before the decoder first, and at most one within it, last")
     if rules[-1].K is not None:
         raise ValueError(f"method={method!r}: K of its last rule is the K beside method, not in options")
-    for one in rules[:-1]:
-        if one.K is None and not getattr(one.rule, "adaptive", False):
-            example = {one.name: {"K": 0.5}}
-            raise ValueError(f"method={method!r}: say how many tokens {one.name} keeps, such as options={example}")
     return early, late[0] if late else None
 
 
@@ -222,6 +221,16 @@ def own_layers(method: str) -> bool:
     return getattr(METHODS.get(method.split("+")[-1]), "stages", 1) > 1
 
 
+def before_only(method: str) -> bool:
+    """Whether all rules of "first+second+last" prune before the decoder, so that no layer can be chosen."""
+    return getattr(METHODS.get(method.split("+")[-1]), "early", False) is True
+
+
+def balanced(method: str) -> bool:
+    """Whether the last rule of "first+second+last" follows K_p and k."""
+    return getattr(METHODS.get(method.split("+")[-1]), "balanced", False)
+
+
 def check_order(early: Sequence[Named]) -> None:
     """ValueError where a rule asks the tower about tokens that a rule before it has merged."""
     for number, one in enumerate(early):
@@ -233,9 +242,14 @@ def check_order(early: Sequence[Named]) -> None:
             )
 
 
+def looks_at(rule: Rule | type) -> tuple[str, ...]:
+    """All that a rule looks at; of one that does not say, what every view holds."""
+    return getattr(rule, "needs", BEFORE if is_early(rule) else WITHIN)
+
+
 def needs_of(rule: Rule) -> tuple[str, ...]:
-    """What a rule must be shown besides tokens."""
-    return getattr(rule, "needs", ())
+    """What a rule needs besides what every view holds."""
+    return tuple(one for one in looks_at(rule) if one not in WITHIN + BEFORE)
 
 
 def create(name: str, options: Mapping[str, Any] | None = None) -> Rule:

@@ -6,6 +6,7 @@ their pictures. A token's redundancy is its largest cosine to a prototype. The q
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,7 @@ class CodebookRule:
     early = True  # works on the projector's outputs, before the language model
     paper = "Redundancy codebook, arXiv 2503.20540"
     objective = "preservation"
-    where = "before the decoder, needs a codebook file"
+    needs = ("features", "codebook file")
 
     path: str = ""
     policy: str = "threshold"
@@ -47,6 +48,8 @@ class CodebookRule:
     variant: str = "cosine"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.path, (str, os.PathLike)):
+            raise ValueError(f"path={self.path!r}: give the path of a codebook.safetensors")
         if self.policy not in POLICIES:
             raise ValueError(f"policy={self.policy!r}: use one of {', '.join(POLICIES)}")
         if self.variant not in VARIANTS:

@@ -26,7 +26,7 @@ class DivPrune:
     """
 
     early = True
-    needs = ()
+    needs = ("features",)
     paper = "DivPrune, CVPR 2025, arXiv 2503.02175"
     objective = "preservation"
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from operator import index
 
 from mob.budget import Budget
 from mob.covering import Selection
 from mob.methods.base import SpanView, register
+from mob.tensors import on_device
 
 
 @register("given")
@@ -24,10 +24,17 @@ class Given:
 
     paper = "no rule: a choice that was made before"
     objective = "given"
+    needs = ()
     balanced = True  # fed back with the K_p and k of the settings that it was made with
 
     indices: Sequence[int] | None = None
     prompt_center: Sequence[bool] | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            list(map(index, () if self.indices is None else self.indices))
+        except TypeError:
+            raise ValueError(f"indices={self.indices!r}: give a list of integers, or None") from None
 
     def select(self, view: SpanView, budget: Budget) -> Selection:
         indices = list(range(budget.K)) if self.indices is None else list(self.indices)
@@ -40,5 +47,5 @@ class Given:
         if indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= budget.N:
             raise ValueError(f"the given indices must be distinct, ascending and from 0 to {budget.N - 1}")
         batch, device = view.visual.shape[0], view.visual.device
-        kept = torch.tensor(indices, device=device).expand(batch, -1)
-        return Selection(kept, torch.tensor(centres, dtype=torch.bool, device=device).expand(batch, -1))
+        kept = on_device(indices, device).expand(batch, -1)
+        return Selection(kept, on_device(list(map(bool, centres)), device).expand(batch, -1))

@@ -11,6 +11,10 @@ from mob.budget import Budget
 from mob.coverage import cover, on_grid
 from mob.covering import Selection, cosines, unit_rows
 from mob.methods.base import SpanView, register
+from mob.methods.options import check_number
+
+TEMPERATURES = (0.001, 1000)  # colder, a softmax only knows its largest entry; hotter, all are equal on the grid
+MOST = 1e6  # beyond, next to nothing is left of the prompt
 
 
 @register("mmtok")
@@ -25,12 +29,12 @@ class MMTok:
     Without a prompt, the picture alone.
 
     Attributes:
-        tau_text, tau_visual: temperatures of the two softmaxes.
-        alpha: weight of the picture.
+        tau_text, tau_visual: temperatures of the two softmaxes, 0.001 to 1000.
+        alpha: weight of the picture, at most a million.
     """
 
     early = True
-    needs = ()
+    needs = ("features", "words")
     paper = "MMTok, ICLR 2026, arXiv 2508.18264"
     objective = "both"
 
@@ -40,11 +44,8 @@ class MMTok:
 
     def __post_init__(self) -> None:
         for name in ("tau_text", "tau_visual"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise ValueError(f"{name}={value!r}: give a temperature above 0")
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not self.alpha >= 0:
-            raise ValueError(f"alpha={self.alpha!r}: give a number of at least 0")
+            check_number(name, getattr(self, name), *TEMPERATURES)
+        check_number("alpha", self.alpha, 0, MOST)
 
     @torch.no_grad()
     def select(self, view: SpanView, budget: Budget) -> Selection:
@@ -59,8 +60,7 @@ class MMTok:
                 count = view.prompt_mask.sum(1, keepdim=True).float()
             blocks.append(asked)
             weights.append(1 / count.clamp_min(1))
-        if not self.alpha:
-            weights[0] = torch.where(count > 0, weights[0], 1.0)  # nothing else to go by
+        weights[0] = torch.where(count > 0, weights[0], 1.0)  # nothing else to go by
         indices = cover(blocks, weights, budget.K)
         return Selection(indices, torch.zeros_like(indices, dtype=torch.bool))
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from mob.budget import Budget, split
 from mob.methods.base import Merged, SpanView, register
+from mob.tensors import on_device
 
 Cell = tuple[int, int, int, int]
 _LONGEST = 2  # sides of a pooled cell may differ by this factor before rows get unequal numbers of cells
@@ -30,7 +32,7 @@ class Pooling:
 
     early = True
     merges = True
-    needs = ("cells",)
+    needs = ("features", "cells")
     paper = "average pooling of the token grid (baseline)"
     objective = "preservation"
 
@@ -40,11 +42,18 @@ class Pooling:
         for rows, cells in zip(view.visual, view.cells, strict=True):
             groups = _groups(cells, budget.K)
             wide = torch.promote_types(rows.dtype, torch.float32)
-            means = [rows[members].to(wide).mean(0) if len(members) > 1 else rows[members[0]] for _, members in groups]
+            means = [_mean(rows, members, wide) for _, members in groups]
             indices.append([place for place, _ in groups])
             features.append(torch.stack([mean.to(rows.dtype) for mean in means]))
-        kept = torch.tensor(indices, device=view.visual.device)
+        kept = on_device(indices, view.visual.device)
         return Merged(kept, torch.zeros_like(kept, dtype=torch.bool), torch.stack(features))
+
+
+def _mean(rows: Tensor, members: Sequence[int], wide: torch.dtype) -> Tensor:
+    """Of some rows; of one, the row itself. (A list as an index would wait for the device.)"""
+    if len(members) == 1:
+        return rows[members[0]]
+    return rows[on_device(members, rows.device)].to(wide).mean(0)
 
 
 def _groups(cells: Sequence[Cell], K: int) -> list[tuple[int, list[int]]]:

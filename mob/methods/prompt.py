@@ -16,6 +16,7 @@ class Prompt:
 
     paper = "MoB with prompt centres alone (ablation)"
     objective = "alignment"
+    needs = ("hidden states", "prompt")
 
     def select(self, view: SpanView, budget: Budget) -> Selection:
         return select(

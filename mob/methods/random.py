@@ -10,6 +10,7 @@ from mob.budget import Budget
 from mob.checks import check_flag
 from mob.covering import Selection
 from mob.methods.base import SpanView, register
+from mob.tensors import on_device
 
 
 @register("random")
@@ -21,6 +22,7 @@ class Random:
 
     paper = "random choice (baseline)"
     objective = "preservation"
+    needs = ()
 
     seed: int = 0
     early: bool = False
@@ -31,8 +33,8 @@ class Random:
             raise ValueError(f"seed={self.seed!r}: give an integer of at most 64 bits")
 
     def select(self, view: SpanView, budget: Budget) -> Selection:
-        # Drawn on the CPU: the same numbers on every device, and no synchronisation.
+        # Drawn on the CPU: the same numbers on every device, and no waiting for one.
         generator = torch.Generator().manual_seed(self.seed)
         draw = torch.randperm(budget.N, generator=generator)[: budget.K].sort().values
-        indices = draw.to(view.visual.device).expand(view.visual.shape[0], -1)
+        indices = on_device(draw.tolist(), view.visual.device).expand(view.visual.shape[0], -1)
         return Selection(indices, torch.zeros_like(indices, dtype=torch.bool))

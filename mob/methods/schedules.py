@@ -42,9 +42,11 @@ def check_layers(layers: Sequence[int] | None) -> None:
     """ValueError unless these are ascending layers, or None."""
     if layers is None:
         return
-    whole = isinstance(layers, (list, tuple)) and all(isinstance(one, int) and one is not True for one in layers)
+    whole = isinstance(layers, (list, tuple)) and all(
+        isinstance(one, int) and one is not True and one > 0 for one in layers
+    )
     if not whole or not layers or list(layers) != sorted(set(layers)):
-        raise ValueError(f"layers={layers!r}: give a list of ascending layers, such as [3, 7, 16]")
+        raise ValueError(f"layers={layers!r}: give a list of ascending layers from 1 on, such as [3, 7, 16]")
 
 
 def geometric(N: int, K: int, stages: int) -> list[int]:

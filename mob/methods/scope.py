@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from mob.budget import Budget
 from mob.coverage import cover, on_grid
 from mob.covering import Selection, cosines, unit_rows
 from mob.methods.base import SpanView, register
+from mob.methods.options import check_number
+
+MOST = 10  # of powers: attention that is 10^-30 of the largest still counts
 
 
 @register("scope")
@@ -23,7 +27,7 @@ class Scope:
     the prompt.
 
     Attributes:
-        alpha: how much attention counts; 0 for coverage alone. The release's default is 1.
+        alpha: how much attention counts, at most 10; 0 for coverage alone. The release's default is 1.
     """
 
     early = True
@@ -34,14 +38,19 @@ class Scope:
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not self.alpha >= 0:
-            raise ValueError(f"alpha={self.alpha!r}: give a number of at least 0")
+        check_number("alpha", self.alpha, 0, MOST)
 
     @torch.no_grad()
     def select(self, view: SpanView, budget: Budget) -> Selection:
         tower = view.tower
         units = unit_rows(tower.hidden)
-        weight = tower.scores.float() ** self.alpha
-        weight = weight.masked_fill(~tower.placed, -1.0)
+        weight = _power(tower.scores, self.alpha).masked_fill(~tower.placed, -1.0)
         indices = cover([on_grid(cosines(units, units))], [weight], budget.K)
         return Selection(indices, torch.zeros_like(indices, dtype=torch.bool))
+
+
+def _power(scores: Tensor, alpha: float) -> Tensor:
+    """Scores (B, N) to a power, up to a factor that all tokens of a row share: otherwise small ones would vanish."""
+    wide = scores.float().to(torch.float32 if scores.device.type == "mps" else torch.float64)
+    # By a power of two, which changes no digit of what alpha = 1 gives.
+    return torch.ldexp(wide, -torch.frexp(wide.amax(1, keepdim=True)).exponent) ** alpha

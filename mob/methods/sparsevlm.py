@@ -46,7 +46,7 @@ class SparseVLM:
 
     paper = "SparseVLM, ICML 2025, arXiv 2410.04417"
     objective = "alignment"
-    needs = ("embeddings", "attention")
+    needs = ("hidden states", "embeddings", "attention")
     where = "layers 3, 7, 16 of 32"
     stages = 3
 
@@ -85,7 +85,8 @@ class SparseVLMPlus:
     """The second version: attention is freed of the bias of rotary positions, few heads count, nothing is merged.
 
     Attention of the raters is divided by what queries and keys of ones would give between the two positions. (The
-    release names logits what it divides; it is after the softmax.) Of the heads the 14 of 32 that then give most to
+    release names logits what it divides; it is after the softmax, there and here. To divide what goes into the softmax
+    would be another rule.) Of the heads the 14 of 32 that then give most to
     visual tokens count, 14/32 of them in other models. K = 118, 60, 28, 20 of 576 are the published lists for 192, 128,
     96 and 64; other K lie between them, which is ours. Positions stay, there and here.
 

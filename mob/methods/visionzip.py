@@ -42,7 +42,7 @@ class VisionZip:
 
     early = True
     merges = True
-    needs = ("tower",)
+    needs = ("features", "tower")
     paper = "VisionZip, CVPR 2025, arXiv 2412.04467"
     objective = "preservation"
 
@@ -53,7 +53,7 @@ class VisionZip:
     def __post_init__(self) -> None:
         C = self.contextual
         wrong = isinstance(C, bool) or not (C is None or isinstance(C, (int, float)))
-        if wrong or (C is not None and (C < 0 or (isinstance(C, float) and C >= 1))):
+        if wrong or (C is not None and (not C >= 0 or (isinstance(C, float) and C >= 1))):
             raise ValueError(f"contextual={C!r}: give a number of tokens, a share from 0 to below 1, or None")
         check_flag("cls", self.cls)
         if self.order not in ORDERS:

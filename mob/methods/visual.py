@@ -19,6 +19,7 @@ class Visual:
 
     paper = "MoB without prompt centres, NeurIPS 2025, arXiv 2505.10118"
     objective = "preservation"
+    needs = ("hidden states",)
 
     early: bool = False
     epsilon: float | None = None

@@ -118,7 +118,9 @@ def test_accuracy_with_a_codebook_needs_one(capsys, monkeypatch):
     assert caught.value.code == 2 and "needs --codebook" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", ["codebook", "codebook+mob", "early-random", "random+mob", "random", "divprune"])
+@pytest.mark.parametrize(
+    "method", ["codebook", "codebook+mob", "early-random", "random+mob", "random", "divprune", "divprune+mob"]
+)
 def test_rules_are_compared_at_equal_numbers(method, book):
     """K tokens each; of joined rules twice as many reach MoB; positions are kept."""
     subject = models.load(None, "cpu")
@@ -131,10 +133,18 @@ def test_rules_are_compared_at_equal_numbers(method, book):
         evaluate.right(subject.model, inputs, settings)
         subject.model(**{key: value for key, value in inputs.items() if key != "labels"})
     (record,) = pruning.records
-    late = method in ("random", *evaluate.JOINED)
+    late = method == "random" or "+" in method
     assert record.K == 20 and record.layer == (2 if late else 0)
     assert [stage["K"] for stage in record.stages][:1] == ([40] if "+" in method else [] if late else [20])
     assert settings.positions == (None if method == "random" else "keep")
+
+
+def test_rules_are_named_as_elsewhere(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--methods", "mob", "divprune+mbo"])
+    with pytest.raises(SystemExit):
+        evaluate.main()
+    assert "did you mean 'mob'" in capsys.readouterr().err
+    assert evaluate.settings_for("divprune+cdpruner+mob", 8, 0, evaluate.Setup()).rules()[0][0].K == 32
 
 
 def test_inspect(book, capsys):

@@ -316,7 +316,7 @@ def test_old_transformers_say_so():
     [
         ({"method": "mob+divprune", "K": 4}, "before the decoder first"),
         ({"method": "mob+visual", "K": 4}, "at most one within"),
-        ({"method": "divprune+mob", "K": 4}, "how many tokens divprune keeps"),
+        ({"method": "divprune+mob", "K": 0.5}, "how many tokens divprune keeps"),
         ({"method": "divprune+mbo", "K": 4}, "did you mean 'mob'"),
         ({"method": "divprune+mob", "K": 4, "options": {"fastv": {}}}, "options by (their|the rules') names"),
         ({"method": "divprune+mob", "K": 4, "options": {"divprune": {"K": 0}}}, "K=0"),

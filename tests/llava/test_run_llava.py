@@ -143,6 +143,9 @@ def test_bad_pictures_give_one_line_and_exit_code_2(tmp_path, number, capsys):
         (["--mob-layer", "0"], "at least 1"),
         (["--mob-method", "visul"], "did you mean 'visual'"),
         (["--mob-schedule", "wek"], "did you mean 'weak'"),
+        (["--mob-options", "{layers: 3}"], "--mob-options: Expecting property name"),
+        (["--mob-options", "[3]"], "must hold one object"),
+        (["--mob-options", '{"seed": 3}'], "rule 'mob' has no option 'seed'"),
         (["--conv-mode", "nonsense"], "no conversation template 'nonsense'"),
         (["--model-base", "x"], "cannot find the model 'x'"),
         (["--mob-off", "--overlay", "x.png"], "nothing was dropped"),
@@ -170,6 +173,11 @@ class TestResolve:
     def test_nothing_said(self):
         assert resolve(self.flags(), {}, default_on=False) == {}
         assert resolve(self.flags(), {}, default_on=True) == DEFAULT
+
+    def test_options_of_a_rule(self):
+        more = {"mob_K": 9, "mob_method": "pyramiddrop", "mob_options": '{"layers": [1, 3]}'}
+        values = resolve(self.flags(**more), {"K": 5, "l_idx": 3}, default_on=False)
+        assert values == {"K": 9, "method": "pyramiddrop", "options": {"layers": [1, 3]}}
 
     def test_config_json_then_file_then_flags(self, tmp_path):
         file = tmp_path / "mob.json"

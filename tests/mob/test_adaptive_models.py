@@ -64,6 +64,10 @@ def test_wrong_settings_are_one_line(wrong, message):
             "K of its last rule is the K beside",
         ),
         ({"options": {"regime": "weak"}}, "settings of MoBConfig"),
+        ({"method": "fastv", "K_p": 3}, "'fastv' has no use for K_p, which set prompt centres"),
+        ({"method": "random", "k": 2, "alpha": 0.5}, "no use for k and alpha"),
+        ({"method": "divprune", "schedule": "weak"}, "no use for schedule"),
+        ({"method": "divprune", "layer": 1}, "layer=1: divprune prunes before the decoder"),
     ],
 )
 def test_keys_that_the_rule_has_no_use_for(wrong, message):
@@ -82,12 +86,27 @@ def test_keys_reach_the_last_rule():
     assert MoBConfig.from_dict(config.to_dict()) == config
 
 
+def test_a_rule_before_the_last_leaves_twice_as_many_unless_said():
+    def kept(method, K=8, **options):
+        return [one.K for one in MoBConfig(K=K, method=method, options=options).rules()[0]]
+
+    assert kept("divprune+mob") == [16] and kept("divprune+cdpruner+mob") == [32, 16]
+    assert kept("divprune+cdpruner") == [16, None]  # the last one's is the K beside
+    assert kept("divprune+cdpruner+mob", cdpruner={"K": 30}) == [60, 30]
+    with pytest.raises(ValueError, match="or give K as an integer"):
+        kept("divprune+mob", K=0.5)
+    with pytest.raises(ValueError, match="say how many tokens divprune keeps"):
+        kept("divprune+cdpruner+mob", cdpruner={"K": 0.5})
+
+
 def test_what_is_asked_for_later_replaces_what_it_contradicts():
     saved = {"K": 9, "regime": "auto", "tau": 1.2, "l_idx": 3}
     assert overlay(saved, {"Kp_ratio": 0.5}) == {"K": 9, "l_idx": 3, "Kp_ratio": 0.5}
     assert overlay(saved, {"method": "random"}) == {"K": 9, "l_idx": 3, "method": "random"}
     assert overlay(saved, {"method": "sparsevlm"}) == {"K": 9, "method": "sparsevlm"}  # which has layers of its own
     assert overlay(saved, {"method": "pyramiddrop", "l_idx": 2})["l_idx"] == 2  # refused later, not forgotten
+    assert overlay({"K": 9, "K_p": 3, "l_idx": 3}, {"method": "divprune"}) == {"K": 9, "method": "divprune"}
+    assert overlay({"K": 9, "K_p": 3}, {"method": "divprune+mob"}) == {"K": 9, "K_p": 3, "method": "divprune+mob"}
     assert overlay(saved, {"regime": "weak"}) == {**saved, "regime": "weak"}
     dart = {"K": 9, "method": "dart", "options": {"published": True}}
     assert overlay(dart, {"method": "mob"}) == {"K": 9, "method": "mob"}
@@ -111,6 +130,24 @@ def generate(model, inputs, pixels, **more):
         **given, max_new_tokens=NEW, do_sample=False, pad_token_id=0, return_dict_in_generate=True, output_logits=True
     )
     return out, out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_with_a_radius_K_is_only_the_most():
+    """K at or above N does not keep all: the radius decides, with the tokens that a K just below N would leave."""
+    model, pixels = llava(torch.float32), pictures(3, torch.float32)
+
+    def kept(K, **more):
+        with mob.prune(model, K=K, **more) as pruning:
+            _, answers = generate(model, batch(*SAMPLES), pixels)
+        return [record.keep_indices for record in pruning.records], answers
+
+    plain = generate(model, batch(*SAMPLES), pixels)[1]
+    radius, _ = kept(2 * PATCHES, epsilon=1.15)
+    assert [len(one) for one in radius] != [PATCHES, 2 * PATCHES, 0]
+    assert kept(2 * PATCHES + 9, epsilon=1.15)[0] == radius
+    assert kept(PATCHES - 1, epsilon=1.15)[0][0] == radius[0]
+    everything, answers = kept(99, epsilon=0.0)
+    assert [len(one) for one in everything] == [PATCHES, 2 * PATCHES, 0] and answers == plain
 
 
 @pytest.mark.parametrize("attention, dtype", [("sdpa", torch.float64), ("eager", torch.float32)])
@@ -191,7 +228,7 @@ def test_everything_kept_is_bit_identical():
     model, inputs = llava(torch.float32), {**batch(ONE), "pixel_values": pictures(1, torch.float32)}
     with torch.no_grad():
         plain = model(**inputs).logits
-        for more in ({"regime": "auto", "tau": 1.2}, {"epsilon": 2.0}):
+        for more in ({"regime": "auto", "tau": 1.2}, {"regime": "strong"}):
             with mob.prune(model, K=PATCHES, **more) as pruning:
                 assert torch.equal(model(**inputs).logits, plain)
             assert pruning.records[0].adaptive == {} and pruning.records[0].K == PATCHES

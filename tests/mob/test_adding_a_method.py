@@ -55,7 +55,7 @@ def test_every_rule_is_listed(capsys):
     rules = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
     assert set(rules) == set(METHODS)
     for one in rules.values():
-        assert one["paper"] and one["text"] and one["where"] and one["batch"] is True
+        assert one["paper"] and one["text"] and one["where"]
         assert one["objective"] in ("alignment", "preservation", "both", "given", "")
     assert rules["pyramiddrop"]["stages"] == 3 and rules["fastv"]["needs"] == ["attention"]
     assert rules["sparsevlm"]["options"] == {"recycle": True, "layers": None}

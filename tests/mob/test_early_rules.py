@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from early_rules_reference import slow_cdpruner, slow_mmtok, slow_scope, slow_visionzip
 from mob import coverage
 from mob.budget import Budget
-from mob.methods import METHODS, Merged, SpanView, TowerView, create
+from mob.methods import METHODS, Merged, SpanView, TowerView, create, needs_of
 from mob.methods.pooling import windows
+from reference import cosine
 
 EARLY = ["cdpruner", "divprune", "mmtok", "pooling", "scope", "visionzip"]
 rules = pytest.mark.parametrize("name", EARLY)
@@ -68,12 +69,20 @@ def part_of(view, rows):
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("options", [{}, {"negative": True}, {"theta": 0.5}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"negative": True}, {"theta": 0.5}, {"theta": 0.9}, {"theta": 0.999}], ids=str)
 def test_cdpruner(seed, options):
     view = view_of(L=0 if seed == 5 else 4, seed=seed)
     for K in (1, 5, 11):
         expected = slow_cdpruner(view.visual[0].numpy(), view.prompt[0].numpy(), K, **options)
         assert run("cdpruner", view, K, **options).indices[0].tolist() == expected
+
+
+def test_cdpruner_near_the_end_of_theta_keeps_the_most_relevant():
+    """exp(theta / (2 (1 - theta))) is then beyond any float."""
+    view = view_of()
+    relevance = [sum(cosine(token, word) for word in view.prompt[0].numpy()) for token in view.visual[0].numpy()]
+    best = sorted(range(20), key=lambda i: -relevance[i])[:7]
+    assert run("cdpruner", view, 7, theta=1 - 1e-9).indices[0].tolist() == sorted(best)
 
 
 def test_cdpruner_ranks_relevance_within_each_picture():
@@ -98,6 +107,14 @@ def test_scope(seed, alpha):
         assert run("scope", view, K, alpha=alpha).indices[0].tolist() == slow_scope(view, K, alpha)
 
 
+@pytest.mark.parametrize("faint", [1e-4, 1e-6])
+def test_scope_of_high_powers_of_little_attention(faint):
+    view = view_of(newlines=(3, 9))
+    view = replace(view, tower=replace(view.tower, scores=view.tower.scores * faint))
+    for K in (1, 6, 14):
+        assert run("scope", view, K, alpha=10).indices[0].tolist() == slow_scope(view, K, 10)
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("options", [(0.02, 0.2, 0.5), (1.0, 1.0, 2.0), (0.1, 0.1, 0)], ids=str)
 def test_mmtok(seed, options):
@@ -111,7 +128,7 @@ def test_mmtok(seed, options):
 def test_mmtok_without_a_prompt_covers_the_picture():
     view = view_of(L=0)
     expected = slow_mmtok(view.visual[0].numpy(), [], 6, 0.02, 0.2, 0.5)
-    for alpha in (0.5, 0):
+    for alpha in (0.5, 0, 1e-60):
         assert run("mmtok", view, 6, alpha=alpha).indices[0].tolist() == expected
 
 
@@ -330,12 +347,32 @@ def test_coverage_both_ways(N, R, B, coarse, seed, data):
         ("visionzip", {"contextual": -1}, "contextual=-1"),
         ("visionzip", {"contextual": 1.5}, "contextual=1.5"),
         ("visionzip", {"contextual": True}, "contextual=True"),
+        ("visionzip", {"contextual": float("nan")}, "contextual=nan"),
+        ("visionzip", {"contextual": "10"}, "contextual='10'"),
         ("visionzip", {"order": "raw"}, "raster, published"),
         ("visionzip", {"cls": 1}, "cls=1"),
         ("scope", {"alpha": -1}, "alpha=-1"),
-        ("cdpruner", {"theta": 1}, "theta=1"),
+        ("scope", {"alpha": 100}, "alpha=100: give a number from 0 to 10"),
+        ("scope", {"alpha": float("inf")}, "alpha=inf"),
+        ("scope", {"alpha": "1"}, "alpha='1'"),
+        ("cdpruner", {"theta": 1}, "theta=1: give a number from 0 to below 1"),
+        ("cdpruner", {"theta": "a"}, "theta='a'"),
+        ("cdpruner", {"theta": True}, "theta=True"),
+        ("cdpruner", {"theta": float("nan")}, "theta=nan"),
         ("cdpruner", {"negative": "no"}, "negative='no'"),
-        ("mmtok", {"tau_text": 0}, "tau_text=0"),
+        ("mmtok", {"tau_text": 0}, "tau_text=0: give a number from 0.001 to 1000"),
+        ("mmtok", {"tau_text": 1e-40}, "tau_text=1e-40"),
+        ("mmtok", {"tau_visual": float("inf")}, "tau_visual=inf"),
+        ("mmtok", {"tau_visual": 1e9}, "tau_visual=1000000000.0"),
+        ("mmtok", {"alpha": float("inf")}, "alpha=inf"),
+        ("mmtok", {"alpha": float("nan")}, "alpha=nan"),
+        ("mmtok", {"alpha": 10**400}, "from 0 to 1e"),
+        ("codebook", {"path": 3}, "path=3"),
+        ("pyramiddrop", {"layers": [False, 3]}, "ascending layers"),
+        ("sparsevlm", {"layers": [0, 3, 5]}, "ascending layers"),
+        ("sparsevlm2", {"layers": [2.0, 3, 5]}, "ascending layers"),
+        ("given", {"indices": 3}, "indices=3: give a list of integers"),
+        ("given", {"indices": [0, 1.5]}, "give a list of integers"),
         ("mmtok", {"alpha": -0.5}, "alpha=-0.5"),
         ("pooling", {"size": 3}, "no option 'size'"),
     ],
@@ -343,6 +380,25 @@ def test_coverage_both_ways(N, R, B, coarse, seed, data):
 def test_wrong_options(name, options, message):
     with pytest.raises(ValueError, match=message):
         create(name, options)
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("cdpruner", {"theta": 0.9999999}),
+        ("scope", {"alpha": 10}),
+        ("mmtok", {"alpha": 1e6}),
+        ("mmtok", {"tau_text": 0.001}),
+        ("mmtok", {"tau_text": 1000}),
+        ("mmtok", {"tau_visual": 0.001}),
+        ("mmtok", {"tau_visual": 1000}),
+    ],
+    ids=str,
+)
+def test_rules_still_choose_at_the_ends_of_their_options(name, options):
+    """Where numbers run over, or all are alike, the first tokens are what is left to take."""
+    for K in (3, 7):
+        assert run(name, view_of(N=40, seed=1), K, **options).indices[0].tolist() != list(range(K))
 
 
 def test_contextual_tokens_must_leave_a_dominant_one():
@@ -353,5 +409,5 @@ def test_contextual_tokens_must_leave_a_dominant_one():
 @rules
 def test_what_rules_say_of_themselves(name):
     rule = METHODS[name]
-    assert rule.early and rule.paper and set(rule.needs) <= {"tower", "cells"}
+    assert rule.early and rule.paper and set(needs_of(rule)) <= {"tower", "cells"}
     assert rule.objective in ("alignment", "preservation", "both")

@@ -182,6 +182,17 @@ def test_one_mode_is_seldom_taken_for_two_however_often_one_looks():
     assert sum(tau is not None for tau in found) <= 3
 
 
+@pytest.mark.parametrize("apart, least", [(2, 0), (4, 10)])
+def test_how_far_apart_two_modes_have_to_be(apart, least):
+    """Two normal modes of equal size: not told apart at two standard deviations, always at four."""
+    found = 0
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        etas = random.normal(1.5, 0.03, 800) + apart * 0.03 * (random.random(800) < 0.5)
+        found += run(OnlineSplit(), etas)[-1] is not None
+    assert found == least
+
+
 def test_a_calibrated_threshold_keeps_its_spread():
     online = OnlineSplit(1.3, None, window=100, warm_up=100)
     assert run(online, shuffled(two(200)))[-1] != 1.3 and online.spread is None

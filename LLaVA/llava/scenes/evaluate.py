@@ -6,8 +6,8 @@ An answer is right when greedy decoding would give exactly the expected words. `
 at the layer: what is still right then needs no picture any more.
 
 Rules before the decoder (``codebook``, which needs ``--codebook``, ``divprune``, ``early-random``) keep K tokens for
-every layer, the others for those from ``--layer`` on. ``codebook+mob`` and ``random+mob`` leave MoB twice K to choose
-from.
+every layer, the others for those from ``--layer`` on. Rules are joined by "+": ``codebook+mob``, ``random+mob`` and the
+like leave MoB twice K to choose from.
 
 ``--split crowded`` asks about crowded scenes; words that a model was not trained with reach it as ``<unk>``. Weak
 questions rest on one thing, strong ones on many; ``prompt`` minus ``visual`` is printed for both.
@@ -39,10 +39,10 @@ from mob import MoBConfig, Pruning
 from mob.budget import Budget
 from mob.codebook_file import check_model, read_codebook
 from mob.methods import METHODS, create, own_layers
-from mob.methods.base import is_early
+from mob.methods.base import is_early, unknown
 
 VANILLA, DROP_ALL = "vanilla", "drop-all"
-EARLY_RANDOM, JOINED = "early-random", ("codebook+mob", "random+mob")
+EARLY_RANDOM = "early-random"
 RESAMPLES = 2000
 _GIVE_UP = 50  # scenes to look at for each question wanted; every task finds one in a few
 
@@ -127,19 +127,25 @@ def settings_for(method: str, K: int, seed: int, setup: Setup) -> MoBConfig | No
         return None
     if method == DROP_ALL:
         return DropAll(K=1, l_idx=setup.layer, method="random")
-    early, _, late = method.partition("+")
-    name = "random" if early == EARLY_RANDOM else early
-    options = {"seed": seed} if name == "random" else {}
-    if name == "codebook":
-        options = {"path": setup.codebook, "policy": "count"}
-    if name == "random" and (late or early == EARLY_RANDOM):
-        options["early"] = True
-    before = is_early(create(name, options))
-    if late:
-        options = {name: options | {"K": min(2 * K, NUM_PATCHES)}}
-    rules, positions = "+".join([name, late] if late else [name]), setup.positions if before else None
-    layer = None if own_layers(rules) else setup.layer
-    return MoBConfig(K=K, l_idx=layer, method=rules, options=options, positions=positions)
+    names = ["random" if name == EARLY_RANDOM else name for name in method.split("+")]
+    options: dict[str, dict] = {"random": {"seed": seed}, "codebook": {"path": setup.codebook, "policy": "count"}}
+    options = {name: options.get(name, {}) for name in names}
+    if names[0] == "random" and method != "random":
+        options["random"]["early"] = True
+    before = is_early(create(names[0], options[names[0]]))
+    rules, positions = "+".join(names), setup.positions if before else None
+    layer = None if own_layers(rules) or (before and len(names) == 1) else setup.layer
+    own = options if len(names) > 1 else options[names[0]]
+    return MoBConfig(K=K, l_idx=layer, method=rules, options=own, positions=positions)
+
+
+def method_name(text: str) -> str:
+    """``text``, if it names rules that can be asked. argparse.ArgumentTypeError with a suggestion otherwise."""
+    if text not in (VANILLA, DROP_ALL, EARLY_RANDOM):
+        for name in text.split("+"):
+            if name not in METHODS:
+                raise argparse.ArgumentTypeError(unknown(name))
+    return text
 
 
 def right(model, inputs: dict[str, torch.Tensor], settings: MoBConfig | None) -> list[bool]:
@@ -314,9 +320,9 @@ def to_json(scores: Scores, args: argparse.Namespace) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    choices = [VANILLA, DROP_ALL, *sorted(METHODS), EARLY_RANDOM, *JOINED]
     default = [VANILLA, "mob", "visual", "prompt", "random", DROP_ALL]
-    parser.add_argument("--methods", nargs="+", choices=choices, default=default, metavar="METHOD")
+    known = f"{VANILLA}, {DROP_ALL}, {EARLY_RANDOM}, those of python -m mob.methods, or several joined by +"
+    parser.add_argument("--methods", nargs="+", type=method_name, default=default, metavar="METHOD", help=known)
     parser.add_argument("--K", nargs="+", type=int, default=[65, 44, 22], help="visual tokens to keep of 196")
     add_questions(parser, n=500)
     parser.add_argument("--layer", type=int, default=2)
