@@ -21,7 +21,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from compare_report import centres, report
+from compare_report import above, centres, report
 from compare_rows import BATCH, BUDGETS, LAYER, Settings, Way, is_before, read, rules, ways
 from compare_times import TIMED, TIMED_BATCH, times
 from torch import nn
@@ -186,6 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     values |= {"positions": args.positions}
     if modes:
         values |= {"tau": tau, "spread": spread, "valley": round(modes.valley, 3), "not_two_modes": modes.reason}
+        values["above_tau"] = above(model, asked, tau)
     out = {**report(asked, found, answers, took, layers), "setup": values, "provenance": source}
     write_result(args.json, out)
     for row in out["rows"]:

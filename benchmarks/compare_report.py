@@ -8,16 +8,16 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
-from compare_rows import BATCH, REGIMES, Settings, Way, mean_of, read
+from compare_rows import BATCH, LAYER, REGIMES, Settings, Way, mean_of, read
 
 from llava.scenes.checkpoint import NUM_PATCHES, split_of
 from llava.scenes.evaluate import DROP_ALL, VANILLA, Asked, Scores, batches, rounded
-from mob import Pruning
+from mob import MoBConfig, Pruning
 
 if TYPE_CHECKING:
     from compare import Answers
 
-LOOKED = 9  # batches that prompt centres are counted in
+LOOKED, SIDES = 9, 18  # batches that prompt centres are counted in, and that etas are compared with tau in
 
 
 def mcnemar(a: list[bool], b: list[bool]) -> float:
@@ -91,6 +91,19 @@ def apart(scores: Scores, budgets: list[int]) -> list[dict]:
         for K in budgets
         for name, tasks in of.items()
     ]
+
+
+@torch.inference_mode()
+def above(model, asked: list[Asked], tau: float) -> dict[str, float]:
+    """Percent of the questions of each kind, of the first ``SIDES`` batches, whose eta is above ``tau``: weak coupling,
+    as ``auto`` sees it."""
+    sides: dict[str, list[bool]] = {}
+    for places, inputs in islice(batches(asked, BATCH, split_of(model)), SIDES):
+        with Pruning(model, MoBConfig(K=1, l_idx=LAYER), record=True) as pruning:
+            model(**inputs)
+        for place, one in zip(places, pruning.records, strict=True):
+            sides.setdefault(asked[place].question.task, []).append(one.eta > tau)
+    return {task: round(100 * statistics.mean(marks), 1) for task, marks in sides.items()}
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The table of what ``recall.py`` found, for ``make_tables.py``: one row a checkpoint and split."""
+"""What checkpoints were trained to couple, for ``make_tables.py``: what ``recall.py`` found, and accuracy beside it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from speed_tables import markdown
 
 RESULTS = Path(__file__).parent / "results"
 LAYER = 2  # where the comparison prunes; of the other rules only this one is shown
+RULES = ("mob", "visual", "prompt", "random")
 
 
 def recall() -> str:
@@ -31,4 +32,35 @@ def recall() -> str:
     return f"{markdown(lines)}\n{note}\n"
 
 
-TABLES = {"recall": recall}
+# The evaluations of easy scenes that differ in the grounding loss alone, or in no more than when they were trained.
+COUPLED = ("scenes", "scenes-no-grounding")
+
+
+def accuracy() -> str:
+    """Macro accuracy of rules on checkpoints with and without the grounding loss, and what the prompt's side gives."""
+    lines = [["checkpoint", "K", *(f"`{rule}`" for rule in RULES), "weak", "strong"]]
+    full = []
+    for name in COUPLED:
+        found = json.loads((RESULTS / f"{name}.json").read_text())
+        model, rows = found["setup"]["model"], {(row["method"], row["K"]): row for row in found["rows"]}
+        (vanilla,) = [row for row in found["rows"] if row["method"] == "vanilla"]
+        full.append(f"`{model}` {_interval(vanilla, 'macro')}")
+        apart = {(entry["K"], entry["coupling"]): entry for entry in found["prompt_minus_visual"]}
+        for K in sorted({K for K, _ in apart}, reverse=True):
+            cells = [_interval(rows[rule, K], "macro") for rule in RULES]
+            cells += [_interval(apart[K, group], "points", "+.1f") for group in ("weak", "strong")]
+            lines.append([f"`{model}`", str(K), *cells])
+    n = found["setup"]["n"]
+    note = (
+        f"Percent right, mean of nine kinds of questions, {n} held-out questions of each, with 95 % intervals; in the "
+        "last two columns points of `prompt` minus `visual` on weak and on strong questions. With all tokens: "
+        f"{', '.join(full)}."
+    )
+    return f"{markdown(lines)}\n{note}\n"
+
+
+def _interval(entry: dict, key: str, form: str = ".1f") -> str:
+    return f"{entry[key]:{form}} [{entry['low']:{form}}, {entry['high']:{form}}]"
+
+
+TABLES = {"recall": recall, "grounding": accuracy}

@@ -175,6 +175,16 @@ def test_what_tells_prompt_and_visual_apart():
     ]
 
 
+@torch.inference_mode()
+def test_kinds_of_questions_on_either_side_of_tau():
+    model = LlavaForConditionalGeneration.from_pretrained(PATH, dtype=torch.float32).eval()
+    asked = compare.questions(2)
+    assert set(compare_report.above(model, asked, 0.0).values()) == {100}
+    assert set(compare_report.above(model, asked, 2.0).values()) == {0}
+    sides = compare_report.above(model, asked, 1.53)
+    assert set(sides) == set(SPLITS["easy"].tasks) and len(set(sides.values())) > 1
+
+
 def test_where_rules_prune_and_which_are_best():
     assert [compare_tables.where(name) for name in ("visual", "sparsevlm", "divprune", "early-random")] == [
         compare_tables.ONCE,
