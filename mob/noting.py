@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
 
 from mob.layout import ENCODERS, NOTE, declared, picture_features
@@ -25,7 +26,13 @@ class Noting:
         return getattr(type(self.base), self.name).__get__(self.base)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        output = self._method(*args, **kwargs)
+        # Not self._method: torch.compile resolves a bound method by its name on the instance, which is this object.
+        output = getattr(type(self.base), self.name)(self.base, *args, **kwargs)
+        self._note(output, args, kwargs)
+        return output
+
+    @torch.compiler.disable  # the tower is worth compiling, this is not
+    def _note(self, output: Any, args: tuple, kwargs: dict) -> None:
         given = inspect.signature(self._method).bind(*args, **kwargs)
         given.apply_defaults()
         pictures = declared(self.base.config, dict(given.arguments)).get(ENCODERS[self.name])
@@ -33,4 +40,3 @@ class Noting:
         if pictures and len(features) == len(pictures):
             for one, picture in zip(features, pictures, strict=True):
                 setattr(one, NOTE, picture)
-        return output

@@ -35,7 +35,10 @@ def merge(
     )
     target = Path(save_path)
     files = local_folder(model_base) if model_base else local_folder(model_path)
-    tower = read_config(local_folder(model_path)).get("mm_vision_tower")
+    described = read_config(local_folder(model_path))
+    tower, longest = described.get("mm_vision_tower"), described.get("tokenizer_model_max_length")
+    if longest:  # a base knows nothing of it
+        model.config.tokenizer_model_max_length = tokenizer.model_max_length = longest
     start = Start(tokenizer, model, image_processor, tower, True, None, files)
     if save_format == "original":
         if tower is None:

@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # First stage of LLaVA-1.5: the projector alone learns captions (8 x A100, total batch 256).
 # Needs LLaVA-Pretrain under playground/data; MODEL=lmsys/vicuna-7b-v1.5 for the smaller one.
-# LAUNCH and what the flags mean: train_common.sh. Flags given to this script come last and win.
+# LAUNCH, DEEPSPEED and what the flags mean: train_common.sh. Flags given to this script come last and win.
 set -euo pipefail
 source "$(dirname "$0")/train_common.sh"
 
-train \
-  --deepspeed ./scripts/zero2.json \
+train zero2 \
   --model_name_or_path "${MODEL:-lmsys/vicuna-13b-v1.5}" \
   --version plain \
   --data_path ./playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json \

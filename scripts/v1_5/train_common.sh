@@ -2,7 +2,8 @@
 # What the training scripts of LLaVA-1.5 share: the published settings, one place for each. Sourced, not run.
 #
 # LAUNCH starts the processes: "deepspeed --module" (default), "torchrun --nproc_per_node 8 --module",
-# "accelerate launch --module". Flags given to a script come last and win.
+# "accelerate launch --module". DEEPSPEED is the configuration of DeepSpeed, empty for none; by default the published
+# one. Flags given to a script come last and win.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 
@@ -30,7 +31,6 @@ every_stage=(
 )
 
 second_stage=(
-  --deepspeed ./scripts/zero3.json
   --version v1
   --image_aspect_ratio pad
   --group_by_modality_length True
@@ -51,6 +51,7 @@ on_own_data=(
 whole=(--learning_rate 2e-5)
 lora=(--lora_enable True --lora_r 128 --lora_alpha 256 --mm_projector_lr 2e-5 --learning_rate 2e-4 --save_format original)
 
-train() {
-  ${LAUNCH:-deepspeed --module} llava.train.train_mem "${every_stage[@]}" "$@"
+train() { # the published DeepSpeed configuration, then flags
+  local config="${DEEPSPEED-./scripts/$1.json}"
+  ${LAUNCH:-deepspeed --module} llava.train.train_mem ${config:+--deepspeed "$config"} "${every_stage[@]}" "${@:2}"
 }

@@ -42,6 +42,10 @@ BAD = {
     "names 0 picture": {"conversations": said("<image>\nwhere", "b")},
     "answer holds <image>": {"image": "x.png", "conversations": said("<image>", "<image>")},
     "must be the name of a file": {"image": 3, "conversations": said("<image>", "b")},
+    "turn 1 holds half a surrogate pair": {"conversations": said("a", "bad \ud83d end")},
+    'has "images": pictures are read from "image" only': {"images": ["x.png"], "conversations": said("what", "b")},
+    'has "video": only pictures are trained': {"video": "x.mp4", "conversations": said("what", "b")},
+    "asks about a <video>: only pictures": {"conversations": said("a", "b", "<video>\nwhat", "c")},
 }
 
 
@@ -65,6 +69,8 @@ def test_unreadable_files(tmp_path):
         read_records(tmp_path / "x.json", V1, Refusals("skip"))
     with pytest.raises(ValueError, match="list of records"):
         read_records(write(tmp_path / "y.json", {}), V1, Refusals("skip"))
+    with pytest.raises(ValueError, match="lists of data sets are not read; join"):
+        read_records(write(tmp_path / "y.yaml", {}), V1, Refusals("skip"))
     with pytest.raises(ValueError, match="no usable record"):
         read_records(write(tmp_path / "z.json", [1, "a"]), V1, Refusals("skip"))
 
@@ -94,6 +100,12 @@ def test_the_placeholder_as_a_word_of_a_text(family, tmp_path):
     lost = write(tmp_path / "lost.json", [{"conversations": said("what is this?\n<image>", "a star")}])
     with pytest.raises(BadSample, match="names 0 picture"):
         read_records(lost, V1, Refusals("stop"))
+
+
+def test_other_media_as_words_of_a_text(tmp_path):
+    """Code for web pages is full of them, and a key without a value says nothing."""
+    page = {"video": None, "images": [], "conversations": said("does <video> need a src?", "<video> needs one")}
+    assert read_records(write(tmp_path / "x.json", [page]), V1, Refusals("stop"))[0].turns[1] == "<video> needs one"
 
 
 def test_lines_end_where_lines_end(tmp_path):

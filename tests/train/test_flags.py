@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 from transformers import CLIPVisionConfig
@@ -13,6 +15,8 @@ from llava.train.arguments import parse, translate
 from llava.train.build import pinpoints
 from llava.train.train import main, train
 from training import LORA, ORIGINAL, PROJECTOR, losses, trainer_for
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_tensorboard_where_it_is_installed(world, squares, tmp_path, monkeypatch):
@@ -96,6 +100,11 @@ def test_every_flag_of_transformers_4_is_known(name, tmp_path, capsys):
         (("--lora_enable", "True", *PROJECTOR), "leave out --lora_enable"),
         (("--image_aspect_ratio", "anyres"), "no image_grid_pinpoints"),
         (("--image_aspect_ratio", "wide"), "--image_aspect_ratio wide: use one of square, pad, anyres"),
+        (("--image_aspect_ratio", "anyres_max_9"), "--image_aspect_ratio anyres_max_9: use one of square, pad, anyres"),
+        (("--mm_projector_rl", "1e-5"), "unknown flag --mm_projector_rl, did you mean --mm_projector_lr"),
+        (("--frames_upbound=32",), "unknown flag --frames_upbound, see python -m llava.train.train --help"),
+        (("--bf16", "True", "x"), "'x' belongs to no flag"),
+        (("--mob_random_K", "1.0", "0.5", "3"), "mixes numbers and shares"),
         (("--report_to", "clearml"), "--report_to clearml: it is not installed"),
         (("--mm_use_im_start_end", "True", *PROJECTOR), "only a run of the whole model trains"),
         (("--mm_use_im_start_end", "True", *LORA), "only a run of the whole model trains"),
@@ -114,6 +123,18 @@ def test_wrong_flags_are_one_line(world, squares, tmp_path, flags, message, monk
     with pytest.raises(ValueError, match=message) as error:
         trainer_for(world.flags(tmp_path, squares, *flags))
     assert "\n" not in str(error.value)
+
+
+def test_deepspeed_that_is_not_there_is_one_line(world, squares, tmp_path, monkeypatch, capsys):
+    def missing(package):
+        raise PackageNotFoundError(f"The '{package}>=0.9.3' distribution was not found\nTry: pip install")
+
+    monkeypatch.setattr("transformers.integrations.deepspeed.dep_version_check", missing)
+    engine = ("--deepspeed", str(ROOT / "scripts" / "zero2.json"))
+    monkeypatch.setattr("sys.argv", ["train", *world.flags(tmp_path, squares, *engine)])
+    assert main() == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == "error: --deepspeed needs DeepSpeed: pip install --upgrade deepspeed, or leave the flag out"
 
 
 def test_a_wrong_sample_in_a_worker_is_one_line(world, tmp_path, monkeypatch, capsys):

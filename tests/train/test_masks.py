@@ -128,6 +128,27 @@ def test_masks_equal_the_reference(tokenizer, name):
     assert "red star" in learnt and "picture" not in learnt
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_limit_changes_nothing_of_what_is_kept(tokenizer, name):
+    conv = conversation_for(name)
+    dialogue = render(turns_for(conv), conv)
+    ids, labels = encode(dialogue, tokens_of(tokenizer))
+    for limit in range(len(ids) + 2):
+        assert encode(dialogue, tokens_of(tokenizer), limit) == (ids[:limit], labels[:limit])
+
+
+def test_long_conversations_cost_what_is_kept(folder):
+    """Each answer is found by tokenising all that comes before it: not those behind the longest length."""
+    made = LlamaTokenizer.from_pretrained(folder, legacy=False)
+    pairs = [turn for n in range(60) for turn in (f"describe picture {n}", "it shows a red star " * (n % 5 + 1))]
+    dialogue, tokens, calls = render(pairs, conv_templates["v1"]), tokens_of(made), []
+    ids, labels = encode(dialogue, tokens)
+    limit = len(ids) // 6
+    assert encode(dialogue, lambda text: calls.append(text) or tokens(text), limit) == (ids[:limit], labels[:limit])
+    begun = sum(len(tokens(dialogue.prompt[:start])) <= limit for start, _ in dialogue.answers)
+    assert 5 < begun < 20 and len(calls) <= 2 * (begun + 1)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     texts=st.lists(st.text("aR :\n\t.#é明</s>", min_size=1, max_size=8).filter(str.strip), min_size=2, max_size=6),

@@ -114,6 +114,23 @@ def test_going_on_or_not(world, squares, tmp_path):
         train(argv=[*argv, "--freeze_mm_mlp_adapter", "True", "--tune_mm_mlp_adapter", "False", *LORA])
 
 
+def test_weights_alone_are_nothing_to_go_on_with(world, squares, tmp_path):
+    """Their schedule would start anew, and with it the rate, in silence."""
+    argv = world.flags(tmp_path / "a", squares, "--max_steps", "2", "--save_strategy", "steps", "--save_steps", "2")
+    train(argv=[*argv, "--save_only_model", "True"])
+    with pytest.raises(ValueError, match="checkpoint-2 holds weights only.*--resume_from_checkpoint no.*--model_name"):
+        train(argv=argv)
+    named = ("--output_dir", str(tmp_path / "b"), "--resume_from_checkpoint", str(tmp_path / "a" / "checkpoint-2"))
+    with pytest.raises(ValueError, match="holds weights only"):
+        train(argv=[*argv, *named])
+    assert checkpoint([*argv, "--resume_from_checkpoint", "no"]) is None
+    begun = ("--output_dir", str(tmp_path / "b"), "--version", "llava_hf", "--model_name_or_path")
+    train(argv=[*argv, *begun, str(tmp_path / "a" / "checkpoint-2")])  # as the message says
+    (tmp_path / "b" / "checkpoint-2" / "scheduler.pt").unlink()
+    (tmp_path / "b" / "checkpoint-2" / "global_step2").mkdir()  # where DeepSpeed has it
+    assert checkpoint([*argv, *named[:2]]).endswith("checkpoint-2")
+
+
 def test_a_run_that_starts_afresh_leaves_nothing_to_continue_wrongly(world, squares, tmp_path, capsys):
     """What comes after the checkpoint that a run begins with is another run's."""
     folder = tmp_path / "a"

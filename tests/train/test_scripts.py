@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import HfArgumentParser
+from transformers import AutoTokenizer, HfArgumentParser
 
 import checkpoints
 from llava.model.builder import load_pretrained_model
@@ -81,6 +81,18 @@ def test_scripts_hold_the_published_settings(name):
         assert model.model_name_or_path == "liuhaotian/llava-v1.5-13b" and model.pretrain_mm_mlp_adapter is None
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("chosen", ["", "my zero.json"])
+def test_scripts_start_without_deepspeed_or_with_another_configuration(name, chosen):
+    environment = {"LAUNCH": "printf %s\\n", "PATH": "/usr/bin:/bin", "DEEPSPEED": chosen}
+    script = SCRIPTS / "v1_5" / f"{name}.sh"
+    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=True)
+    words = done.stdout.split("\n")
+    assert [after for flag, after in zip(words, words[1:], strict=False) if flag == "--deepspeed"] == [chosen][
+        : len(chosen)
+    ]
+
+
 @pytest.mark.parametrize("name", ["zero2", "zero3", "zero3_offload"])
 def test_deepspeed_configs(name):
     config = json.loads((SCRIPTS / f"{name}.json").read_text())
@@ -107,6 +119,8 @@ def test_merging(world, lora, tmp_path):
         for name, value in model.state_dict().items():
             rows = slice(checkpoints.VOCABULARY)
             assert torch.equal(value[rows], expected[name][rows]), name
+        assert json.loads((tmp_path / layout / "config.json").read_text())["tokenizer_model_max_length"] == 256
+        assert AutoTokenizer.from_pretrained(tmp_path / layout).model_max_length == 256
     assert json.loads((tmp_path / "original" / "config.json").read_text())["unfreeze_mm_vision_tower"] is True
     with pytest.raises(ValueError, match="the model that it was trained on"):
         merge(str(lora), None, str(tmp_path / "x"))

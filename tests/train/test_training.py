@@ -15,6 +15,7 @@ import checkpoints
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
 from llava.model.formats import holds_tower
+from llava.train.arguments import EVERY, MobArguments
 from llava.train.llava_trainer import keep_in_step
 from llava.train.saving import merged
 from llava.train.train import train
@@ -264,6 +265,30 @@ def test_random_budgets(world, squares, tmp_path):
         trainer_for(world.flags(tmp_path / "b", squares, "--mob_K", "2", "--mob_method", "randon"))
     with pytest.raises(ValueError, match="contradict"):
         trainer_for(world.flags(tmp_path / "b", squares, "--mob_random_K", "2", "--mob_off", "True"))
+
+
+def test_rules_with_options_and_joined_rules():
+    asked = MobArguments(mob_K="9", mob_method="pyramiddrop", mob_options='{"layers": [1, 3]}').settings(None)
+    assert asked == {"K": 9, "method": "pyramiddrop", "options": {"layers": [1, 3]}}
+    assert MobArguments(mob_K="9", mob_method="divprune+mob").settings({}) == {"K": 9, "method": "divprune+mob"}
+    with pytest.raises(ValueError, match="did you mean 'layers'"):
+        MobArguments(mob_K="9", mob_method="pyramiddrop", mob_options='{"lyers": [1, 3]}').settings({})
+
+
+def test_every_token_among_random_shares(world, squares, tmp_path):
+    """1.0 means all of them, as shares do not count them; a step that draws it is a step of an unpruned run."""
+    flags = ("--mob_random_K", "1.0", "0.5", "0.25", "--mob_layer", "1", "--max_steps", "6")
+    trainer = train(argv=world.flags(tmp_path / "a", squares, *flags))
+    draws = next(c for c in trainer.callback_handler.callbacks if type(c).__name__ == "RandomK")
+    assert {draws.draw(step) for step in range(6)} == {EVERY, 0.5, 0.25}
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["MoB_config"] == {"l_idx": 1}  # not pruned in use
+    plain, whole = (
+        train(argv=world.flags(tmp_path / "b", squares, *TILES, "--max_steps", "2", *more))
+        for more in ((), ("--mob_random_K", "1.0", "--mob_method", "pooling"))
+    )
+    assert losses(plain) == losses(whole) and same(weights(plain.start.model), weights(whole.start.model))
+    kept = trainer_for(world.flags(tmp_path / "c", squares, *flags, "--mob_K", "0.5"))
+    assert kept.mob["K"] == 0.5
 
 
 # What is trained, and how fast

@@ -5,6 +5,7 @@ Flags that transformers 5 renamed or dropped are accepted; ``translate`` says wh
 
 from __future__ import annotations
 
+import difflib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,11 @@ from transformers.integrations import get_available_reporting_integrations, is_t
 
 from mob.config import MoBConfig
 from mob.flags import count_or_share, resolve
-from mob.methods import create
 
 PARTS = ("mm_mlp_adapter", "mm_vision_tower", "mm_language_model")
 SKIP, STOP = "skip", "stop"
 HF, ORIGINAL = "hf", "original"
+EVERY = 2**31 - 1  # visual tokens: more than any sample has
 BY_LENGTH = "group_by_length"  # of --train_sampling_strategy
 
 
@@ -69,7 +70,9 @@ class MobArguments:
     """Training under pruning: the forward pass drops visual tokens as it will in use."""
 
     mob_K: str | None = _help("visual tokens to keep, a number or a share such as 0.25")
-    mob_random_K: list[str] | None = _help("one of these is drawn for every step, by --seed and the step's number")
+    mob_random_K: list[str] | None = _help(
+        "one of these is drawn for each step, by --seed and the step's number; 1.0: all"
+    )
     mob_Kp_ratio: float | None = _help("share of them that are prompt centres")
     mob_k_ratio: float | None = _help("covering fold, as a share of the prompt centres")
     mob_layer: int | None = _help("decoder layer at whose entry the others leave")
@@ -82,6 +85,7 @@ class MobArguments:
     mob_spread: float | None = _help("over how much of eta auto changes between them (0: at once)")
     mob_online: bool | None = _help("tau follows the last samples")
     mob_epsilon: float | None = _help("keep fewer than K where these cover the picture to this radius")
+    mob_options: str | None = _help("options of the rule, a JSON object")
     mob_config: str | None = _help("JSON file with a MoB_config; other flags win over it")
     mob_off: bool = _help("do not prune, whatever the checkpoint says", False)
 
@@ -89,10 +93,12 @@ class MobArguments:
         if self.mob_K is not None:
             self.mob_K = count_or_share(str(self.mob_K))
         self.mob_config = Path(self.mob_config) if self.mob_config else None
-        self.mob_random_K = [count_or_share(str(K)) for K in self.mob_random_K] if self.mob_random_K else None
+        self.mob_random_K = [_drawn(str(K)) for K in self.mob_random_K] if self.mob_random_K else None
 
     def settings(self, saved: dict[str, Any] | None) -> dict[str, Any]:
         """The ``MoB_config`` to train with, {} for none; of several K the largest, which is also what is saved.
+
+        Where the largest is every token, K is left out: off, and with the next K in use the other keys hold again.
 
         Raises:
             ValueError: a wrong key or value.
@@ -100,16 +106,21 @@ class MobArguments:
         if self.mob_off and self.mob_random_K:
             raise ValueError("--mob_off and --mob_random_K contradict each other: give one of them")
         if self.mob_random_K and self.mob_K is None:
-            shares = {type(K) for K in self.mob_random_K}
+            shares = {type(K) for K in self.mob_random_K if K != EVERY}
             if len(shares) > 1:
                 raise ValueError("--mob_random_K mixes numbers and shares: give --mob_K, which is what will be saved")
             self.mob_K = max(self.mob_random_K)
         values = resolve(self, saved, default_on=False)
         for K in self.mob_random_K or ():
             MoBConfig.from_dict(values | {"K": K})
-        settings = MoBConfig.from_dict(values)
-        create(settings.method, settings.options)
-        return values
+        MoBConfig.from_dict(values).rules()
+        return {key: value for key, value in values.items() if (key, value) != ("K", EVERY)}
+
+
+def _drawn(text: str) -> int | float:
+    """One of several K. Among shares 1.0 is one too, though alone it would ask for pruning that prunes nothing."""
+    K = count_or_share(text)
+    return EVERY if isinstance(K, float) and K == 1 else K
 
 
 @dataclass
@@ -140,7 +151,14 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
             # The re-entrant kind loses the gradients of whatever lies behind frozen embeddings.
             self.gradient_checkpointing_kwargs = {"use_reentrant": False}
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ImportError as error:
+            if not self.deepspeed:
+                raise
+            raise ValueError(
+                "--deepspeed needs DeepSpeed: pip install --upgrade deepspeed, or leave the flag out"
+            ) from error
         _choice("save_format", self.save_format, (HF, ORIGINAL))
         _choice("bits", self.bits, (4, 8, 16))
         if self.bits < 16 and not self.lora_enable:
@@ -261,17 +279,26 @@ def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArgum
     words = translate(argv)
     if not any(word in ("--report_to", "--report-to") for word in words) and is_tensorboard_available():
         words += ["--report_to", "tensorboard"]
-    model, data, training, mob = parser.parse_args_into_dataclasses(words)
+    model, data, training, mob, rest = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
+    if rest:
+        raise ValueError(_unknown(rest[0], list(parser._option_string_actions)))
     for name, value in (("model_name_or_path", model.model_name_or_path), ("data_path", data.data_path)):
         if not value:
             raise ValueError(f"--{name} is missing")
     if not training.output_dir:
         raise ValueError("--output_dir is missing")
     _choice("on_bad_sample", data.on_bad_sample, (STOP, SKIP))
-    aspect = data.image_aspect_ratio
-    if aspect is not None and not aspect.startswith("anyres"):
-        _choice("image_aspect_ratio", aspect, ("square", "pad", "anyres"))
+    if data.image_aspect_ratio is not None:
+        _choice("image_aspect_ratio", data.image_aspect_ratio, ("square", "pad", "anyres"))
     known = {"none", *get_available_reporting_integrations(), *(["tensorboard"] if is_tensorboard_available() else [])}
     if missing := set(training.report_to) - known:
         raise ValueError(f"--report_to {min(missing)}: it is not installed, install it or give --report_to none")
     return model, data, training, mob
+
+
+def _unknown(word: str, flags: list[str]) -> str:
+    if not word.startswith("-"):
+        return f"{word!r} belongs to no flag: put a value that holds blanks into quotes"
+    close = difflib.get_close_matches(word, flags, n=1, cutoff=0.8)
+    hint = f"did you mean {close[0]}?" if close else "see python -m llava.train.train --help"
+    return f"unknown flag {word}, {hint}"

@@ -120,7 +120,7 @@ class LazySupervisedDataset(Dataset):
             raise BadSample(f"{next(iter(lost.values()))}, nor any other: is --image_folder right?")
 
     def _sample(self, record: Record) -> dict[str, Any]:
-        ids, labels = encode(render(record.turns, self.conv), tokens_of(self.tokenizer))
+        ids, labels = encode(render(record.turns, self.conv), tokens_of(self.tokenizer), self.max_length)
         pictures = self._pictures(record)
         sizes = [image.size[::-1] for image in pictures]
         alone = len(sizes) == 1

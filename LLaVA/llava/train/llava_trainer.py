@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerState
 
 from llava.model.formats import TOWER
-from llava.train.arguments import BY_LENGTH, ORIGINAL
+from llava.train.arguments import BY_LENGTH, EVERY, ORIGINAL
 from llava.train.build import Start
 from llava.train.sampling import LengthGroupedSampler
 from llava.train.saving import kind_of, load_adapter, merged, save_adapter, save_full, save_processors, trained
@@ -222,7 +222,9 @@ class RandomK(TrainerCallback):
         return random.Random(f"{self.seed} {step}").choice(self.choices)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.model.config.MoB_config = self.mob | {"K": self.draw(state.global_step)}
+        K = self.draw(state.global_step)
+        # Off, because with any K rules before the decoder take the newlines between tiles away.
+        self.model.config.MoB_config = {} if K == EVERY else self.mob | {"K": K}
 
 
 def keep_in_step(model: Any) -> None:

@@ -66,17 +66,25 @@ def tokens_of(tokenizer: Any) -> Tokens:
     return lambda text: [IMAGE_TOKEN_INDEX if i == picture else i for i in tokenizer(text)["input_ids"]]
 
 
-def encode(dialogue: Dialogue, tokens: Tokens) -> tuple[list[int], list[int]]:
+def encode(dialogue: Dialogue, tokens: Tokens, limit: int | None = None) -> tuple[list[int], list[int]]:
     """(ids, labels) of a dialogue, of equal length; labels are -100 but for the tokens of answers.
 
     A token that lies across the begin of an answer belongs to the answer, one across its end to what follows.
+
+    Args:
+        limit: the first so many are enough. Each answer costs the tokenising of all that comes before its begin and its
+            end, so those of a long conversation that nobody will see are not looked for.
     """
     ids = tokens(dialogue.prompt)
     labels = [IGNORE_INDEX] * len(ids)
     for start, end in dialogue.answers:
-        first, last = (_count(dialogue.prompt, at, ids, tokens) for at in (start, end))
+        first = _count(dialogue.prompt, start, ids, tokens)
+        if limit is not None and first >= limit:
+            break
+        last = _count(dialogue.prompt, end, ids, tokens)
         labels[first:last] = ids[first:last]
-    return ids, [IGNORE_INDEX if i == IMAGE_TOKEN_INDEX else label for i, label in zip(ids, labels, strict=True)]
+    kept = zip(ids[:limit], labels[:limit], strict=True)
+    return ids[:limit], [IGNORE_INDEX if i == IMAGE_TOKEN_INDEX else label for i, label in kept]
 
 
 def _count(prompt: str, at: int, ids: list[int], tokens: Tokens) -> int:

@@ -15,6 +15,11 @@ from llava.train.arguments import STOP
 _ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
 _PICTURE_WORDS = 128  # what a picture counts for where samples are ordered by length
 _SHOWN = 10
+_VIDEO = "<video>"
+# Keys under which other collections name what a record shows: read past, they would leave a text about nothing.
+_PICTURES = ("images", "image_path", "image_paths", "image_file", "img")
+_OTHERS = ("video", "videos", "video_path", "audio", "audios")
+_NO_VIDEOS = 'only pictures are trained; leave the record out, or list frames under "image"'
 
 
 class BadSample(ValueError):
@@ -115,6 +120,11 @@ def read_records(path: str | Path, conv: Conversation, refusals: Refusals, start
 
 
 def _load(path: Path) -> list[Any]:
+    if path.suffix in (".yaml", ".yml"):
+        raise ValueError(
+            f"--data_path {path}: lists of data sets are not read; join their records into one JSON list or .jsonl "
+            "file, with pictures named from one --image_folder"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")  # with or without a mark of byte order
         # Not splitlines, which also splits at marks that a string may hold as they are.
@@ -137,22 +147,36 @@ def _name(raw: Any, number: int) -> str:
 def _record(raw: Any, name: str, conv: Conversation, start_end: bool) -> Record:
     if not isinstance(raw, dict) or not isinstance(raw.get("conversations"), list):
         raise BadSample(f"{name} has no list of conversations")
+    _check_keys(raw, name)
     given = raw.get("image") or []
     images = [given] if isinstance(given, str) else given
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
         raise BadSample(f"{name}: image must be the name of a file, or a list of names")
     turns = _turns(raw["conversations"], name)
+    if any(_at_an_end(_VIDEO, turn) for turn in turns[::2]):
+        raise BadSample(f"{name} asks about a {_VIDEO}: {_NO_VIDEOS}")
     plain = conv.sep_style is SeparatorStyle.PLAIN
     if plain and (len(turns) != 2 or not images):
         raise BadSample(f"{name}: version plain needs a picture, one human turn and one answer")
-    first = turns[0].strip()
-    if not images and not first.startswith(DEFAULT_IMAGE_TOKEN) and not first.endswith(DEFAULT_IMAGE_TOKEN):
-        # Then it is a word of the text, out of a web page for instance, and must not become a placeholder.
+    if not images and not _at_an_end(DEFAULT_IMAGE_TOKEN, turns[0]):
+        # Then it is a word of the text, and must not become a placeholder.
         literal = DEFAULT_IMAGE_TOKEN.replace("<", "< ")
         return Record(name, tuple(turn.replace(DEFAULT_IMAGE_TOKEN, literal) for turn in turns), ())
     _check_places(turns, len(images), name)
     turns = [_place(turn, len(images), conv, start_end) for turn in turns]
     return Record(name, tuple(turns), tuple(images))
+
+
+def _check_keys(raw: dict[str, Any], name: str) -> None:
+    if key := next((key for key in _PICTURES if raw.get(key)), None):
+        raise BadSample(f'{name} has "{key}": pictures are read from "image" only, rename the key')
+    if key := next((key for key in _OTHERS if raw.get(key)), None):
+        raise BadSample(f'{name} has "{key}": {_NO_VIDEOS}')
+
+
+def _at_an_end(mark: str, turn: str) -> bool:
+    """Where LLaVA's data has its marks; elsewhere one may be a word of the text, out of a web page for instance."""
+    return turn.strip().startswith(mark) or turn.strip().endswith(mark)
 
 
 def _turns(conversations: list[Any], name: str) -> list[str]:
@@ -169,10 +193,20 @@ def _turns(conversations: list[Any], name: str) -> list[str]:
             raise BadSample(f"{name}: turn {number} is of the same speaker as the one before")
         if not text.strip():
             raise BadSample(f"{name}: turn {number} is empty")
+        if not _encodes(text):
+            raise BadSample(f"{name}: turn {number} holds half a surrogate pair, which is no character")
         turns.append(text)
     if len(turns) < 2:
         raise BadSample(f"{name} has no answer")
     return turns[: len(turns) // 2 * 2]
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_places(turns: list[str], images: int, name: str) -> None:

@@ -18,13 +18,14 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from llava.model.adapters import LORA, PROJECTOR, TRAINABLES, read_parts
-from llava.model.formats import TOWER
+from llava.model.formats import TOWER, read_config
 from llava.train.build import Start
 from llava.train.trainable import ADAPTER, FULL, LORA_MODE, PROJECTOR_KEYS
 
 LORA_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # what PEFT puts before the names of the model that it wraps
-_TOKENIZER = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_TOKENIZER = ("tokenizer.model", "tokenizer.json", _TOKENIZER_CONFIG, "special_tokens_map.json")
 _TOKENIZER += ("added_tokens.json",)
 _NAMES = (
     (r"^model\.multi_modal_projector\.linear_1", "model.mm_projector.0"),
@@ -116,12 +117,17 @@ def save_full(start: Start, folder: Path, state: Mapping[str, Tensor], extra: Ma
 
 
 def save_tokenizer(start: Start, folder: Path) -> None:
-    """The files of the tokenizer as they came, without what loading adds; where there are none, as it is now."""
+    """The files of the tokenizer as they came, without what loading adds, but with the longest length of the training;
+    where there are none, as it is now."""
     found = [start.files / name for name in _TOKENIZER if (start.files / name).exists()] if start.files else []
     for file in found:
         shutil.copyfile(file, folder / file.name)
     if not found:
         start.tokenizer.save_pretrained(folder)
+    longest, settings = getattr(start.model.config, "tokenizer_model_max_length", None), folder / _TOKENIZER_CONFIG
+    if found and longest and settings.exists():
+        values = read_config(folder, settings.name) | {"model_max_length": longest}
+        settings.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def save_processors(start: Start, folder: Path) -> None:

@@ -91,9 +91,18 @@ def checkpoint_to_continue(args: TrainingArguments) -> str | None:
     if asked and asked.lower() not in ("yes", "true", "last"):
         if not _whole(Path(asked)):
             raise ValueError(f"--resume_from_checkpoint {asked}: no whole checkpoint is there")
-        return asked
-    found = [path for path in Path(args.output_dir).glob("checkpoint-*") if _step(path) >= 0 and _whole(path)]
-    return str(max(found, key=_step)) if found else None
+        last = Path(asked)
+    else:
+        found = [path for path in Path(args.output_dir).glob("checkpoint-*") if _step(path) >= 0 and _whole(path)]
+        if not found:
+            return None
+        last = max(found, key=_step)
+    if not _continues(last):
+        raise ValueError(
+            f"{last} holds weights only (--save_only_model): rates and optimizer would start anew; begin afresh with "
+            "--resume_from_checkpoint no, or from its weights with --model_name_or_path and another --output_dir"
+        )
+    return str(last)
 
 
 def set_aside(folder: Path, last: str | None) -> None:
@@ -117,6 +126,11 @@ def _step(checkpoint: Path) -> int:
 def _whole(folder: Path) -> bool:
     """Whether a checkpoint was written to its end: the state of the trainer comes last."""
     return bool(_state(folder))
+
+
+def _continues(folder: Path) -> bool:
+    """Whether optimizer and schedule are there too; DeepSpeed keeps both in a folder of its own."""
+    return (folder / "scheduler.pt").exists() or any(folder.glob("global_step*"))
 
 
 def _state(folder: Path) -> dict[str, Any]:
