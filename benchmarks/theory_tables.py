@@ -1,8 +1,9 @@
-"""Tables and the plot of what ``theory.py`` found, for ``make_tables.py``."""
+"""Tables and the plots of what ``theory.py`` found, for ``make_tables.py``."""
 
 from __future__ import annotations
 
 import json
+from operator import itemgetter as _of
 from pathlib import Path
 
 from speed_tables import IMAGES, markdown
@@ -12,19 +13,57 @@ SPLITS = tuple(name for name in ("easy", "crowded") if (RESULTS / f"theory-{name
 COLOURS = {"weak": "#1f6fb2", "strong": "#c2571a"}
 
 
-def result(split: str) -> list[dict]:
-    return json.loads((RESULTS / f"theory-{split}.json").read_text())["rows"]
+# The fits of ``theory.py``: what was fitted, against which number of centres.
+FITS = {"eps_v alone": ("eps_v", "K, with K_p = 0"), "eps_v": ("eps_v", "K - K_p"), "eps_p": ("eps_p", "K_p")}
+
+
+def result(split: str) -> dict:
+    return json.loads((RESULTS / f"theory-{split}.json").read_text())
 
 
 def bound(split: str) -> str:
     """The least constant that makes Lemma 2 true, and rank correlations of its terms with the measured change."""
-    rows = result(split)
+    rows = result(split)["rows"]
     names = list(rows[0]["spearman"])
-    lines = [["K", "eta, mean", "least C", *(f"change and {name}" for name in names)]]
+    lines = [["K", "questions", "eta, mean", "least C", *(f"change and {name}" for name in names)]]
     for row in rows:
-        known = [row["spearman"][name] for name in names]
-        cells = ["–" if value is None else f"{value:+.2f}" for value in known]
-        lines.append([str(row["K"]), f"{row['eta']:.3f}", f"{row['constant']:.1f}", *cells])
+        for kind, part in {"all": row, **row["kinds"]}.items():
+            cells = ["–" if part["spearman"][name] is None else f"{part['spearman'][name]:+.2f}" for name in names]
+            lines.append([str(row["K"]), kind, f"{part['eta']:.3f}", f"{part['constant']:.1f}", *cells])
+    return markdown(lines)
+
+
+def fits(split: str) -> str:
+    """How the radii fall with the number of centres, and the largest constants that make Theorem 1 true."""
+    terms = result(split)["terms"]
+    lines = [["questions", "radius", "against", "slope", "d_eff", "R²", "constant, fitted", "constant, least"]]
+    for kind, term in terms.items():
+        for name, fit in term["fits"].items():
+            size = f"{1 / fit['slope']:.1f}" if fit["slope"] > 0 else "–"
+            numbers = [f"{-fit['slope']:.3f}", size, *(f"{fit[key]:.2f}" for key in ("r2", "constant", "least"))]
+            lines.append([kind, *FITS[name], *numbers])
+    notes = []
+    for kind, term in terms.items():
+        largest = f"{kind} D1 = {term['D1']:.1f}, D2 = {term['D2']:.2f} (z = {term['D2'] ** -0.5:.2f})"
+        notes.append(f"{largest}, rank {term['spearman']:+.2f}")
+    says = "The largest constants that make Theorem 1 true, and the rank correlation of eta and max(eps_p, eps_v)"
+    return f"{markdown(lines)}\n{says}: {'; '.join(notes)}.\n"
+
+
+def terms(split: str) -> str:
+    """Theorem 1's two terms beside the radii, and Theorem 2's K_p beside that of the sweep."""
+    found = result(split)
+    lines = [["K", "questions", "max(eps_p, eps_v)²", "D1 K^(-2/d_eff)", "D2 eta²", "share", "of a constant"]]
+    lines[0] += ["K_p: terms equal", "K_p: least max(eps_p, eps_v)", "K_p: least change", "K_p: most right"]
+    for number, row in enumerate(found["rows"]):
+        for kind, term in found["terms"].items():
+            part = term["rows"][number]
+            cells = [f"{part[name]:.2f}" for name in ("radius^2", "D1 term", "D2 term", "share", "flat")]
+            steps = [step for step in row["sweep"] if step["questions"] == kind]
+            covered = [step for step in steps if step["radius"] is not None]
+            best = [min(covered, key=_of("radius")), min(steps, key=_of("moved")), max(steps, key=_of("right"))]
+            equal = "–" if part["equal"] is None else str(part["equal"])
+            lines.append([str(row["K"]), kind, *cells, equal, *(str(step["K_p"]) for step in best)])
     return markdown(lines)
 
 
@@ -33,7 +72,7 @@ def sweep(split: str) -> str:
     lines = [
         ["K", "K_p", "weak, right", "strong, right", "weak, change", "strong, change", "weak, eps_p", "weak, eps_v"]
     ]
-    for row in result(split):
+    for row in result(split)["rows"]:
         parts = {(part["K_p"], part["questions"]): part for part in row["sweep"]}
         for K_p in dict.fromkeys(K_p for K_p, _ in parts):
             weak, strong = parts[K_p, "weak"], parts[K_p, "strong"]
@@ -48,6 +87,8 @@ TABLES = {}
 for _split in SPLITS:
     TABLES[f"theory-{_split}-bound"] = lambda split=_split: bound(split)
     TABLES[f"theory-{_split}-sweep"] = lambda split=_split: sweep(split)
+    TABLES[f"theory-{_split}-fits"] = lambda split=_split: fits(split)
+    TABLES[f"theory-{_split}-terms"] = lambda split=_split: terms(split)
 
 
 def plots() -> None:
@@ -55,7 +96,7 @@ def plots() -> None:
     from matplotlib import pyplot
 
     for split in SPLITS:
-        rows = result(split)
+        rows = result(split)["rows"]
         figure, axes = pyplot.subplots(1, 2, figsize=(10.8, 3.8), layout="constrained")
         _scatter(axes[0], rows[len(rows) // 2])
         _sweeps(axes[1], rows)
