@@ -7,7 +7,7 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import mob
-from llava.scenes.checkpoint import PATH, PATHS, PROMPT
+from llava.scenes.checkpoint import PATH, PATHS, PROMPT, UNGROUNDED
 from llava.scenes.evaluate import Scores, questions, run, wilson
 from llava.scenes.generator import sample
 from llava.scenes.questions import TASKS
@@ -84,6 +84,14 @@ def crowded():
 @pytest.mark.parametrize(("split", "least"), [("crowded", 88), ("easy", 95)])
 def test_the_crowded_model_answers_both_kinds_of_scenes(crowded, split, least):
     assert run(crowded, ["vanilla"], [], n=30, split=split).macro(("vanilla", 196))[0] >= least
+
+
+def test_without_grounding_loss_the_model_answers_too():
+    """Right on most kinds, and small enough to be shipped."""
+    model = LlavaForConditionalGeneration.from_pretrained(UNGROUNDED, dtype=torch.float32).eval()
+    scores = run(model, ["vanilla"], [], n=30)
+    assert scores.macro(("vanilla", 196))[0] >= 85 and scores.task(("vanilla", 196), "colour")[0] >= 27
+    assert sum(file.stat().st_size for file in UNGROUNDED.iterdir()) < 6e6
 
 
 def test_crowded_scenes_tell_prompt_and_visual_apart(crowded):

@@ -28,6 +28,8 @@ from llava.scenes.splits import SPLITS, split_of_vocabulary
 PATH = Path(__file__).parent / "checkpoint"
 # By split, the one that was trained on it; that of crowded scenes has seen easy ones too.
 PATHS = {"easy": PATH, "crowded": Path(__file__).parent / "checkpoint-crowded"}
+# Trained on easy scenes without the loss that makes question words point at their patches.
+UNGROUNDED = Path(__file__).parent / "checkpoint-no-grounding"
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 PROMPT = "USER: <image>\n{} ASSISTANT:"
 NUM_PATCHES = GRID * GRID
