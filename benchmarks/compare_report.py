@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import torch
+from compare_answers import Answers
 from compare_rows import BATCH, LAYER, REGIMES, Settings, Way, mean_of, read
 
 from llava.scenes.checkpoint import NUM_PATCHES, split_of
 from llava.scenes.evaluate import DROP_ALL, VANILLA, Asked, Scores, batches, rounded
 from mob import MoBConfig, Pruning
-
-if TYPE_CHECKING:
-    from compare import Answers
 
 LOOKED, SIDES = 9, 18  # batches that prompt centres are counted in, and that etas are compared with tau in
 
@@ -121,4 +118,4 @@ def centres(model, asked: list[Asked], rows: list[tuple[str, int]], settings: Se
     means = {
         row: [round(statistics.mean(values), 2) for values in zip(*pairs, strict=True)] for row, pairs in seen.items()
     }
-    return {row: {"centres_asked": asked_, "centres": found} for row, (asked_, found) in means.items()}
+    return {row: {"centres_asked": wanted, "centres": found} for row, (wanted, found) in means.items()}

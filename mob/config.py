@@ -167,7 +167,7 @@ class MoBConfig:
                     "positions='reindex' works after rules before the decoder only: leave it out, or 'keep'"
                 )
         last = late or early[-1]
-        self._check_used(last, late)
+        self._check_used(last.name, late)
         known = {one.name for one in dataclasses.fields(last.rule)}
         asked = {**values, **({"regime": self.regime} if self.regime else {})}
         if strange := [name for name in asked if name not in known]:
@@ -181,16 +181,17 @@ class MoBConfig:
         own = last._replace(rule=dataclasses.replace(last.rule, **values))
         return (early, own) if late else ([*early[:-1], own], None)
 
-    def _check_used(self, last: Named, late: Named | None) -> None:
+    def _check_used(self, last: str, late: Named | None) -> None:
+        """ValueError for keys that the rule named ``last`` has no use for, which would pass without a word."""
         given = [name for name in _SIZES if getattr(self, name) is not None]
         given += ["schedule"] if self.schedule != "default" else []
-        if given and not getattr(last.rule, "balanced", False):
+        if given and not balanced(last):
             raise ValueError(
-                f"rule {last.name!r} has no use for {' and '.join(given)}, which set prompt centres: use method='mob', "
+                f"rule {last!r} has no use for {' and '.join(given)}, which set prompt centres: use method='mob', "
                 "or leave them out"
             )
         if self.l_idx is not None and late is None:
-            raise ValueError(f"layer={self.l_idx}: {last.name} prunes before the decoder, leave layer (l_idx) out")
+            raise ValueError(f"layer={self.l_idx}: {last} prunes before the decoder, leave layer (l_idx) out")
 
     def _doubled(self, early: list[Named], late: Named | None) -> list[Named]:
         """Rules before the last with what they keep: where nothing is said, twice what the next one keeps."""

@@ -218,17 +218,22 @@ def is_early(rule: Rule) -> bool:
 
 def own_layers(method: str) -> bool:
     """Whether the last rule of "first+second+last" prunes at several layers of its own, so that none can be chosen."""
-    return getattr(METHODS.get(method.split("+")[-1]), "stages", 1) > 1
+    return getattr(_last(method), "stages", 1) > 1
 
 
 def before_only(method: str) -> bool:
     """Whether all rules of "first+second+last" prune before the decoder, so that no layer can be chosen."""
-    return getattr(METHODS.get(method.split("+")[-1]), "early", False) is True
+    return getattr(_last(method), "early", False) is True
 
 
 def balanced(method: str) -> bool:
     """Whether the last rule of "first+second+last" follows K_p and k."""
-    return getattr(METHODS.get(method.split("+")[-1]), "balanced", False)
+    return getattr(_last(method), "balanced", False)
+
+
+def _last(method: str) -> type | None:
+    """The class of the last rule of "first+second+last", None for an unknown one."""
+    return METHODS.get(method.split("+")[-1])
 
 
 def check_order(early: Sequence[Named]) -> None:

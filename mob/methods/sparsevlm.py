@@ -86,9 +86,9 @@ class SparseVLMPlus:
 
     Attention of the raters is divided by what queries and keys of ones would give between the two positions. (The
     release names logits what it divides; it is after the softmax, there and here. To divide what goes into the softmax
-    would be another rule.) Of the heads the 14 of 32 that then give most to
-    visual tokens count, 14/32 of them in other models. K = 118, 60, 28, 20 of 576 are the published lists for 192, 128,
-    96 and 64; other K lie between them, which is ours. Positions stay, there and here.
+    would be another rule.) Of the heads the 14 of 32 that then give most to visual tokens count, 14/32 of them in other
+    models. K = 118, 60, 28, 20 of 576 are the published lists for 192, 128, 96 and 64; other K lie between them, which
+    is ours. Positions stay, there and here.
 
     Attributes:
         layers: as in ``sparsevlm``.

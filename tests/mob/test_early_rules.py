@@ -342,47 +342,6 @@ def test_coverage_both_ways(N, R, B, coarse, seed, data):
 
 
 @pytest.mark.parametrize(
-    "name, options, message",
-    [
-        ("visionzip", {"contextual": -1}, "contextual=-1"),
-        ("visionzip", {"contextual": 1.5}, "contextual=1.5"),
-        ("visionzip", {"contextual": True}, "contextual=True"),
-        ("visionzip", {"contextual": float("nan")}, "contextual=nan"),
-        ("visionzip", {"contextual": "10"}, "contextual='10'"),
-        ("visionzip", {"order": "raw"}, "raster, published"),
-        ("visionzip", {"cls": 1}, "cls=1"),
-        ("scope", {"alpha": -1}, "alpha=-1"),
-        ("scope", {"alpha": 100}, "alpha=100: give a number from 0 to 10"),
-        ("scope", {"alpha": float("inf")}, "alpha=inf"),
-        ("scope", {"alpha": "1"}, "alpha='1'"),
-        ("cdpruner", {"theta": 1}, "theta=1: give a number from 0 to below 1"),
-        ("cdpruner", {"theta": "a"}, "theta='a'"),
-        ("cdpruner", {"theta": True}, "theta=True"),
-        ("cdpruner", {"theta": float("nan")}, "theta=nan"),
-        ("cdpruner", {"negative": "no"}, "negative='no'"),
-        ("mmtok", {"tau_text": 0}, "tau_text=0: give a number from 0.001 to 1000"),
-        ("mmtok", {"tau_text": 1e-40}, "tau_text=1e-40"),
-        ("mmtok", {"tau_visual": float("inf")}, "tau_visual=inf"),
-        ("mmtok", {"tau_visual": 1e9}, "tau_visual=1000000000.0"),
-        ("mmtok", {"alpha": float("inf")}, "alpha=inf"),
-        ("mmtok", {"alpha": float("nan")}, "alpha=nan"),
-        ("mmtok", {"alpha": 10**400}, "from 0 to 1e"),
-        ("codebook", {"path": 3}, "path=3"),
-        ("pyramiddrop", {"layers": [False, 3]}, "ascending layers"),
-        ("sparsevlm", {"layers": [0, 3, 5]}, "ascending layers"),
-        ("sparsevlm2", {"layers": [2.0, 3, 5]}, "ascending layers"),
-        ("given", {"indices": 3}, "indices=3: give a list of integers"),
-        ("given", {"indices": [0, 1.5]}, "give a list of integers"),
-        ("mmtok", {"alpha": -0.5}, "alpha=-0.5"),
-        ("pooling", {"size": 3}, "no option 'size'"),
-    ],
-)
-def test_wrong_options(name, options, message):
-    with pytest.raises(ValueError, match=message):
-        create(name, options)
-
-
-@pytest.mark.parametrize(
     "name, options",
     [
         ("cdpruner", {"theta": 0.9999999}),
