@@ -16,64 +16,25 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from compare_answers import Answers
 from compare_report import above, centres, report
 from compare_rows import BATCH, BUDGETS, LAYER, Settings, Way, is_before, read, rules, ways
 from compare_times import TIMED, TIMED_BATCH, times
-from torch import nn
 from tqdm import tqdm
 
 from llava.provenance import provenance, write_result
 from llava.scenes.checkpoint import NUM_PATCHES, split_of
 from llava.scenes.command import add_questions, load_model
-from llava.scenes.evaluate import (
-    DROP_ALL,
-    VANILLA,
-    Asked,
-    Setup,
-    batches,
-    questions,
-    right,
-)
+from llava.scenes.evaluate import DROP_ALL, VANILLA, Asked, Setup, batches, questions, right
+from llava.scenes.sharing import Shared
 from mob import MoBConfig, Pruning
 from mob.coupling import Modes, split
-from mob.methods import METHODS
 
 CALIBRATION = 900_000, 100  # the first scene that is asked about for the threshold, and questions of each kind
-TOGETHER = 4
-
-
-class Answers:
-    """Right or wrong for every question, and the commit that they were asked at: one file for each (rule, K), so that
-    nothing is asked twice. Whoever changes a rule deletes its files. ``marks``: by rule, what else its answers depend
-    on, a part of the file's name."""
-
-    def __init__(self, folder: Path, commit: str | None, marks: dict[str, str] | None = None) -> None:
-        self.folder, self.commit, self.marks = folder, commit, marks or {}
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def file(self, row: tuple[str, int]) -> Path:
-        mark = f"-{self.marks[row[0]]}" if row[0] in self.marks else ""
-        return self.folder / f"{row[0]}-{row[1]}{mark}.txt"
-
-    def get(self, row: tuple[str, int]) -> list[bool] | None:
-        return [mark == "1" for mark in self._lines(row)[0]] if self.file(row).exists() else None
-
-    def commit_of(self, row: tuple[str, int]) -> str:
-        """That which it was asked at."""
-        return self._lines(row)[1]
-
-    def _lines(self, row: tuple[str, int]) -> list[str]:
-        return self.file(row).read_text().splitlines()
-
-    def put(self, row: tuple[str, int], correct: list[bool]) -> None:
-        part = self.file(row).with_name(f"{self.file(row).name}.part")
-        part.write_text("".join("01"[value] for value in correct) + f"\n{self.commit}\n")
-        part.replace(self.file(row))
+TOGETHER = 16  # rows whose answers are written at once
 
 
 @torch.inference_mode()
@@ -91,7 +52,7 @@ def calibrated(model, split_: str) -> Modes:
 def ask(
     model, asked: list[Asked], rows: list[tuple[str, int]], answers: Answers, settings: Settings, until: float
 ) -> bool:
-    """Ask what has no answers yet, a few rules together that share the drawing; False: out of time."""
+    """Ask what has no answers yet, some rules together that share what they can; False: out of time."""
     missing = [row for row in rows if answers.get(row) is None]
     with tqdm(total=len(missing) * len(asked), unit="question", file=sys.stderr, disable=None) as bar:
         for start in range(0, len(missing), TOGETHER):
@@ -99,38 +60,14 @@ def ask(
                 return False
             part = missing[start : start + TOGETHER]
             correct: dict[tuple[str, int], list[bool]] = {row: [] for row in part}
-            saw: list = []
+            shared = Shared(model)
             for number, (places, inputs) in enumerate(batches(asked, BATCH, split_of(model))):
                 for method, K in part:
-                    with nullcontext() if _asks_tower(method) else looked_once(model.model.vision_tower, saw):
-                        correct[method, K] += right(model, inputs, settings.of(method, K, number))
+                    correct[method, K] += right(model, inputs, settings.of(method, K, number), shared)
                     bar.update(len(places))
             for row, values in correct.items():
                 answers.put(row, values)
     return True
-
-
-@contextmanager
-def looked_once(tower: nn.Module, saw: list) -> Iterator[None]:
-    """The vision tower looks at the same pictures once: ``saw`` holds the last ones and what it said of them."""
-    look = tower.forward
-
-    def forward(pixel_values: torch.Tensor, **kwargs):
-        if not saw or not torch.equal(saw[0], pixel_values):
-            saw[:] = pixel_values, look(pixel_values, **kwargs)
-        return saw[1]
-
-    tower.forward = forward
-    try:
-        yield
-    finally:
-        del tower.forward
-
-
-def _asks_tower(method: str) -> bool:
-    """Whether a rule watches the tower at work."""
-    names = read(method)[0]
-    return any("tower" in getattr(METHODS.get(name), "needs", ()) for name in names)
 
 
 def marks(settings: Settings, found: list[Way]) -> dict[str, str]:

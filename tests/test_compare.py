@@ -15,6 +15,7 @@ from transformers import LlavaForConditionalGeneration
 from llava.scenes.checkpoint import NUM_PATCHES, PATH, PROMPT, build_tokenizer
 from llava.scenes.evaluate import questions
 from llava.scenes.packing import pixels
+from llava.scenes.sharing import Shared
 from llava.scenes.splits import SPLITS
 from mob import MoBConfig, Pruning
 from mob.coupling.modes import split
@@ -199,24 +200,41 @@ def test_where_rules_prune_and_which_are_best():
 
 @pytest.mark.may_skip("rules before the decoder need a newer transformers than the oldest that is supported")
 @torch.inference_mode()
-def test_a_tower_that_looks_once_changes_no_answer():
+def test_what_rules_share_changes_no_answer():
+    """Logits are the same to the bit, and every layer before the first that prunes is asked once for all rules."""
     pytest.importorskip("transformers", minversion="5.20")  # where rules before the decoder work
     model = LlavaForConditionalGeneration.from_pretrained(PATH, dtype=torch.float32).eval()
-    tower, looks, saw = model.model.vision_tower, [], []
-    next(tower.children()).register_forward_hook(lambda *_: looks.append(1))
+    asked, shared = dict.fromkeys(("tower", 0, 1, 2), 0), Shared(model)
+
+    def count(module, name):
+        module.register_forward_hook(lambda *_: asked.update({name: asked[name] + 1}))
+
+    count(next(model.model.vision_tower.children()), "tower")
+    for index in (0, 1, 2):
+        count(model.model.language_model.layers[index].mlp, index)
     settings = compare.Settings(compare.Setup(), 1.5, 0.1)
-    ((_, inputs),) = compare.batches(compare.questions(1), 9)
+    two = [inputs for _, inputs in compare.batches(compare.questions(2), 9)]
     ways = [compare.VANILLA, *compare.rules(None)]
-    watching = {name for name in ways if compare._asks_tower(name)}
-    assert watching == {"scope", "visionzip"}
-    for method in [name for name in ways if name not in watching]:
-        one = settings.of(method, 22, 0)
-        with Pruning(model, one) if one else nullcontext():
-            plain = model(**inputs).logits
-            with compare.looked_once(tower, saw):
-                assert torch.equal(model(**inputs).logits, plain), method
-    assert len(looks) == len(ways) - len(watching) + 1
-    assert "forward" not in vars(tower)
+    before = {name for name in ways[1:] if compare_rows.is_before(compare_rows.read(name)[0][0])}
+    watching, at_one = {"scope", "visionzip"}, {*ELSEWHERE, "sparsevlm", "sparsevlm2"}
+    for inputs in two:
+        plain = {}
+        for method in ways:
+            one = settings.of(method, 22, 0)
+            with Pruning(model, one) if one else nullcontext():
+                plain[method] = model(**inputs).logits
+        asked.update(dict.fromkeys(asked, 0))
+        for method in ways:
+            one = settings.of(method, 22, 0)
+            with shared.under(one), Pruning(model, one) if one else nullcontext():
+                assert torch.equal(model(**inputs, use_cache=False).logits, plain[method]), method
+        assert asked == {
+            "tower": 1 + len(watching),
+            0: 1 + len(before),
+            1: 1 + len(before) + len(at_one),
+            2: len(ways),  # the unpruned model is asked once
+        }
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_unknown_rules_are_refused(tmp_path, capsys):

@@ -34,6 +34,7 @@ from llava.scenes.checkpoint import NUM_PATCHES, PROMPT, build_tokenizer, split_
 from llava.scenes.command import add_questions, load_model
 from llava.scenes.packing import IGNORE, pixels
 from llava.scenes.questions import Question
+from llava.scenes.sharing import Shared
 from llava.scenes.splits import SPLITS
 from mob import MoBConfig, Pruning
 from mob.budget import Budget
@@ -148,9 +149,11 @@ def method_name(text: str) -> str:
     return text
 
 
-def right(model, inputs: dict[str, torch.Tensor], settings: MoBConfig | None) -> list[bool]:
-    """``right_under`` these settings, None for the unpruned model."""
-    with nullcontext() if settings is None else Pruning(model, settings):
+def right(
+    model, inputs: dict[str, torch.Tensor], settings: MoBConfig | None, shared: Shared | None = None
+) -> list[bool]:
+    """``right_under`` these settings, None for the unpruned model; ``shared`` with other rules asked the same."""
+    with shared.under(settings) if shared else nullcontext(), Pruning(model, settings) if settings else nullcontext():
         return right_under(model, inputs)
 
 
@@ -158,7 +161,7 @@ def right(model, inputs: dict[str, torch.Tensor], settings: MoBConfig | None) ->
 def right_under(model, inputs: dict[str, torch.Tensor]) -> list[bool]:
     """Whether greedy decoding gives the labelled answer, for each row: every labelled token is the likeliest one."""
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
-    logits = model(**inputs).logits
+    logits = model(**inputs, use_cache=False).logits
     labels = inputs["labels"][:, 1:]
     return ((logits[:, :-1].argmax(-1) == labels) | (labels == IGNORE)).all(1).tolist()
 
@@ -241,11 +244,11 @@ def run(
     rows = [(m, K) for m in methods if m not in (VANILLA, DROP_ALL) for K in budgets]
     rows = [(VANILLA, NUM_PATCHES)] * (VANILLA in methods) + rows + [(DROP_ALL, 0)] * (DROP_ALL in methods)
     asked = questions(n, split)
-    scores, correct = Scores(asked), {row: [] for row in rows}
+    scores, correct, shared = Scores(asked), {row: [] for row in rows}, Shared(model)
     with tqdm(total=len(rows) * len(asked), unit="question", file=sys.stderr, disable=None) as bar:
         for number, (places, inputs) in enumerate(batches(asked, batch, split_of(model))):
             for method, K in rows:
-                correct[method, K] += right(model, inputs, settings_for(method, K, number, setup))
+                correct[method, K] += right(model, inputs, settings_for(method, K, number, setup), shared)
                 bar.update(len(places))
     for row, values in correct.items():
         scores.add(row, values)
