@@ -7,6 +7,7 @@ from pathlib import Path
 
 from speed_tables import IMAGES, markdown
 
+from llava.scenes.splits import SPLITS as SCENES
 from mob.methods import METHODS, own_layers
 
 RESULTS = Path(__file__).parent / "results"
@@ -141,28 +142,59 @@ def tasks(split: str) -> str:
 
 
 def coupling(split: str) -> str:
-    """``prompt`` minus ``visual`` on weak and strong questions, from their differences to MoB."""
-    rows = {(row["method"], row["budget"]): row for row in result(split)["rows"] if row["by"] == "K"}
-    lines = [["K", "questions", "`prompt`", "`visual`", "difference"]]
-    for K in dict.fromkeys(budget for _, budget in rows):
-        for group in ("weak", "strong"):
-            one, other = (rows[name, K][group]["points"] for name in ("prompt", "visual"))
-            lines.append([str(K), group, f"{one:.1f}", f"{other:.1f}", f"{one - other:+.1f}"])
+    """``prompt`` minus ``visual`` on weak and strong questions."""
+    found = result(split)
+    rows = {(row["method"], row["budget"]): row for row in found["rows"] if row["by"] == "K"}
+    lines = [["K", "questions", "`prompt`", "`visual`", "difference [95 %]"]]
+    for entry in found["prompt_minus_visual"]:
+        if (group := entry["of"]) in ("weak", "strong"):
+            cells = [f"{rows[name, entry['K']][group]['points']:.1f}" for name in ("prompt", "visual")]
+            lines.append([str(entry["K"]), group, *cells, interval(entry, "+.1f")])
+    return markdown(lines)
+
+
+def kinds(split: str) -> str:
+    """``prompt`` minus ``visual`` on each kind of question, and on weak and strong ones without any one kind."""
+    entries = {(entry["of"], entry["K"]): entry for entry in result(split)["prompt_minus_visual"]}
+    budgets = list(dict.fromkeys(K for _, K in entries))
+    lines = [["questions", *(f"K = {K}" for K in budgets)]]
+    for of in sorted({name for name, _ in entries} - {"weak", "strong"}, key=lambda name: " without " in name):
+        lines.append([of, *(interval(entries[of, K], "+.1f") for K in budgets)])
+    return markdown(lines)
+
+
+def eta() -> str:
+    """Which questions ``auto`` takes for weakly coupled, by kind."""
+    lines = [["scenes", "questions", "above tau, percent"]]
+    for split in SPLITS:
+        setup, couplings = result(split)["setup"], SCENES[split]
+        of = {"weak": couplings.weak, "strong": couplings.strong}
+        names = {
+            task: next((name for name, tasks in of.items() if task in tasks), "neither") for task in couplings.tasks
+        }
+        for name in ("weak", "strong", "neither"):
+            here = {task: share for task, share in setup["above_tau"].items() if names[task] == name}
+            if here:
+                shares = ", ".join(f"{task} {share:.0f}" for task, share in here.items())
+                lines.append([f"{split}, tau {setup['tau']:.3f}", name, shares])
     return markdown(lines)
 
 
 def regimes(split: str) -> str:
-    """MoB's fixed regimes and the one that adapts, at each budget."""
+    """MoB's fixed regimes and the one that adapts, at each budget, and the prompt centres that they find."""
     rows = {(row["method"], row["budget"]): row for row in result(split)["rows"] if row["by"] == "K"}
-    lines = [["K", "default", "strong", "weak", "auto", "auto minus strong [95 %]", "auto minus weak [95 %]"]]
+    head = ["K", "default", "strong", "weak", "auto", "auto minus strong [95 %]", "auto minus weak [95 %]"]
+    lines = [[*head, "prompt centres of K_p: strong", "weak"]]
     for K in dict.fromkeys(budget for _, budget in rows):
         cells = [interval(rows[name, K]["macro"], ".1f") for name in ("mob", "mob:strong", "mob:weak", "mob:auto")]
         fixed = rows["mob:auto", K]["minus_fixed"]
-        lines.append([str(K), *cells, *(interval(fixed[name], "+.1f") for name in ("mob:strong", "mob:weak"))])
+        cells += [interval(fixed[name], "+.1f") for name in ("mob:strong", "mob:weak")]
+        there = [rows[name, K] for name in ("mob:strong", "mob:weak")]
+        lines.append([str(K), *cells, *(f"{row['centres']:.1f} of {row['centres_asked']:g}" for row in there)])
     return markdown(lines)
 
 
-TABLES = {"compare": ninth}
+TABLES = {"compare": ninth, "compare-eta": eta}
 for _split in SPLITS:
     for _by in BY:
         TABLES[f"compare-{_split}-{_by}"] = lambda split=_split, by=_by: summary(split, by)
@@ -170,6 +202,7 @@ for _split in SPLITS:
     TABLES[f"compare-{_split}-tasks"] = lambda split=_split: tasks(split)
     TABLES[f"compare-{_split}-regimes"] = lambda split=_split: regimes(split)
     TABLES[f"compare-{_split}-coupling"] = lambda split=_split: coupling(split)
+    TABLES[f"compare-{_split}-kinds"] = lambda split=_split: kinds(split)
 
 
 def plots() -> None:

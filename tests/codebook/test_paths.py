@@ -94,6 +94,13 @@ def test_what_the_user_gives_is_consent(folder, tmp_path):
     assert vetted(resolve(type("Args", (), {"mob_config": file}), None, False), None) == given
 
 
+def test_other_flags_are_no_consent_to_a_saved_codebook(tmp_path):
+    saved = {"method": "codebook", "options": {"path": str(tmp_path / "outside.safetensors")}}
+    for flags in ({"mob_K": 4}, {"mob_method": "codebook"}):
+        with pytest.raises(ValueError, match="mob.allow_codebook"):
+            vetted(resolve(type("Args", (), flags), saved, False), None)
+
+
 def test_a_config_that_was_changed_by_hand_says_what_to_do(folder, tmp_path):
     model = Thin.from_pretrained(folder)
     model.config.MoB_config = {"method": "codebook", "options": {"path": str(tmp_path / "outside.safetensors")}}
