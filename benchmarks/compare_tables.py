@@ -59,7 +59,8 @@ def summary(split: str, by: str) -> str:
     rows = {(row["method"], row["budget"]): row for row in found["rows"] if row["by"] == by}
     budgets = list(dict.fromkeys(row["budget"] for row in found["rows"]))
     lines = [["rule", "prunes", *(f"K = {K}" if by == "K" else f"as MoB with {K}" for K in budgets)]]
-    for method in _ordered(found):
+    asked = {method for method, _ in rows}
+    for method in filter(asked.__contains__, _ordered(found)):
         lines.append([f"`{method}`", where(method), *(_mark(rows.get((method, K))) for K in budgets)])
     whole, none = (found[name]["macro"]["points"] for name in ("vanilla", "drop-all"))
     note = f"All 196 tokens: **{whole:.1f}**; none from layer 2 on: {none:.1f}. {_note(found)}"
@@ -154,30 +155,33 @@ def coupling(split: str) -> str:
 
 
 def kinds(split: str) -> str:
-    """``prompt`` minus ``visual`` on each kind of question, and on weak and strong ones without any one kind."""
+    """``prompt`` minus ``visual`` on each kind of question."""
     entries = {(entry["of"], entry["K"]): entry for entry in result(split)["prompt_minus_visual"]}
     budgets = list(dict.fromkeys(K for _, K in entries))
-    lines = [["questions", *(f"K = {K}" for K in budgets)]]
-    for of in sorted({name for name, _ in entries} - {"weak", "strong"}, key=lambda name: " without " in name):
-        lines.append([of, *(interval(entries[of, K], "+.1f") for K in budgets)])
+    lines = [["coupling", "questions", *(f"K = {K}" for K in budgets)]]
+    for coupling_, tasks_ in _couplings(split).items():
+        lines += [[coupling_, task, *(interval(entries[task, K], "+.1f") for K in budgets)] for task in tasks_]
     return markdown(lines)
 
 
 def eta() -> str:
-    """Which questions ``auto`` takes for weakly coupled, by kind."""
-    lines = [["scenes", "questions", "above tau, percent"]]
+    """Percent of the questions of each kind that ``auto`` takes for weakly coupled."""
+    lines = [["scenes", "tau", "weak", "strong", "neither"]]
     for split in SPLITS:
-        setup, couplings = result(split)["setup"], SCENES[split]
-        of = {"weak": couplings.weak, "strong": couplings.strong}
-        names = {
-            task: next((name for name, tasks in of.items() if task in tasks), "neither") for task in couplings.tasks
-        }
-        for name in ("weak", "strong", "neither"):
-            here = {task: share for task, share in setup["above_tau"].items() if names[task] == name}
-            if here:
-                shares = ", ".join(f"{task} {share:.0f}" for task, share in here.items())
-                lines.append([f"{split}, tau {setup['tau']:.3f}", name, shares])
+        setup = result(split)["setup"]
+        cells = [
+            ", ".join(f"{task} {setup['above_tau'][task]:.0f}" for task in tasks_)
+            for tasks_ in _couplings(split).values()
+        ]
+        lines.append([split, f"{setup['tau']:.3f}", *cells])
     return markdown(lines)
+
+
+def _couplings(split: str) -> dict[str, list[str]]:
+    """Kinds of questions by coupling, in the order of the evaluation."""
+    kinds_ = SCENES[split]
+    neither = [task for task in kinds_.tasks if task not in (*kinds_.weak, *kinds_.strong)]
+    return {"weak": list(kinds_.weak), "strong": list(kinds_.strong), "neither": neither}
 
 
 def regimes(split: str) -> str:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every rule, at every budget, on both splits of the scenes: bash scripts/compare.sh
-# Some hours of one core for a split. Killed at any moment, the same command continues. Then the tables and the plot.
+# An hour and a half of one core for a split. Killed at any moment, the same command continues. Then the tables and the plot.
 # SPLITS ("easy crowded"), MODEL_EASY and MODEL_CROWDED (folders of checkpoints), OUT (benchmarks/results), N (500),
 # PYTHON (.venv/bin/python). Arguments go to benchmarks/compare.py: scripts/compare.sh --minutes 60
 set -euo pipefail
