@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Every rule, at every budget, on both splits of the scenes: bash scripts/compare.sh
-# An hour and a half of one core for a split. Killed at any moment, the same command continues. Then the tables and the plot.
+# An hour and a half of one core for a split. Killed at any moment, the same command continues. Then come the tables and
+# the plot, where OUT is the default.
 # SPLITS ("easy crowded"), MODEL_EASY and MODEL_CROWDED (folders of checkpoints), OUT (benchmarks/results), N (500),
 # PYTHON (.venv/bin/python). Arguments go to benchmarks/compare.py: scripts/compare.sh --minutes 60
 set -euo pipefail
@@ -22,3 +23,4 @@ for split in ${SPLITS:-easy crowded}; do
   "$python" benchmarks/compare.py --split "$split" --model-path "$model" "${codebook[@]}" --n "${N:-500}" \
     --json "$out/compare-$split.json" "$@"
 done
+if [ "$out" = benchmarks/results ]; then "$python" benchmarks/make_tables.py; fi

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -235,6 +237,14 @@ def test_what_rules_share_changes_no_answer():
             2: len(ways),  # the unpruned model is asked once
         }
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_the_script_takes_its_settings_from_the_environment(tmp_path):
+    asked = {"SPLITS": "easy", "OUT": str(tmp_path), "N": "1", "PYTHON": sys.executable}
+    command = ["bash", str(ROOT / "scripts" / "compare.sh"), "--K", "22", "--methods", "visual"]
+    subprocess.run([*command, "--work", str(tmp_path / "work")], env={**os.environ, **asked}, check=True)
+    found = json.loads((tmp_path / "compare-easy.json").read_text())
+    assert found["questions"] == 9 and {row["method"] for row in found["rows"]} == {"mob", "visual"}
 
 
 def test_unknown_rules_are_refused(tmp_path, capsys):
