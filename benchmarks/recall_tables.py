@@ -38,7 +38,7 @@ COUPLED = ("scenes", "scenes-no-grounding")
 
 def accuracy() -> str:
     """Macro accuracy of rules on checkpoints with and without the grounding loss, and what the prompt's side gives."""
-    lines = [["checkpoint", "K", *(f"`{rule}`" for rule in RULES), "weak", "strong"]]
+    lines = [["checkpoint", "K", *(f"`{rule}`" for rule in RULES), "`prompt` minus `visual`: weak", "strong"]]
     full = []
     for name in COUPLED:
         found = json.loads((RESULTS / f"{name}.json").read_text())
@@ -53,7 +53,7 @@ def accuracy() -> str:
     n = found["setup"]["n"]
     note = (
         f"Percent right, mean of nine kinds of questions, {n} held-out questions of each, with 95 % intervals; in the "
-        "last two columns points of `prompt` minus `visual` on weak and on strong questions. With all tokens: "
+        "last two columns points on weak and on strong questions. With all tokens: "
         f"{', '.join(full)}."
     )
     return f"{markdown(lines)}\n{note}\n"
