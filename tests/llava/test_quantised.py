@@ -35,6 +35,15 @@ def test_only_the_language_model_is_quantised(tmp_path, layout, bits):
     assert torch.equal(model.get_parameter(weight), source.get_parameter(weight))
 
 
+def test_layers_that_cannot_be_packed_stay_as_they_are():
+    """On CPUs with AVX512-BF16, which this one need not be: bitsandbytes would fail on them in the first pass."""
+    layers = torch.nn.ModuleList(bitsandbytes.nn.Linear4bit(*widths) for widths in ((128, 64), (160, 64), (128, 48)))
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = True
+    builder.leave_unpacked(layers)
+    assert [layer.support_avx512bf16_for_cpu for layer in layers] == [True, False, False]
+
+
 @pytest.mark.parametrize("bits", KINDS)
 @torch.no_grad()
 def test_a_quantised_model_reads_signs(bits):

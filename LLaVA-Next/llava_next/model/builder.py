@@ -18,7 +18,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from llava.model import builder as llava_builder
-from llava.model.builder import _options, best_device, default_dtype
+from llava.model.builder import _options, best_device, default_dtype, leave_unpacked
 from llava.model.formats import is_original, load_stock_tokenizer, local_folder, quiet, read_config
 from llava_next.model.formats import check_weights, load_original, original_family
 from llava_next.model.language_model.llava_next_video import LlavaNextVideoForConditionalGeneration
@@ -108,6 +108,7 @@ def load_pretrained_model(
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"the files in {path} cannot be loaded ({reason}): download them again") from error
     model.eval()
+    leave_unpacked(model)
     return tokenizer, model, image_processor, context_length(model.config)
 
 

@@ -77,6 +77,7 @@ def load_pretrained_model(
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"the files in {path} cannot be loaded ({reason}): download them again") from error
     model.eval()
+    leave_unpacked(model)
     if getattr(model.config, "MoB_config", None) is None:
         model.config.MoB_config = {}
     context = getattr(model.config, "max_sequence_length", _CONTEXT)
@@ -129,6 +130,19 @@ def _options(
         else:
             logger.warning("flash-attn is not installed (pip install flash-attn): using SDPA")
     return options
+
+
+def leave_unpacked(model: Any) -> None:
+    """Let 4-bit layers whose widths do not fit bitsandbytes' packing run as they are.
+
+    On CPUs with AVX512-BF16 it packs every layer anew in the first pass, and fails (0.50) where the output is no
+    multiple of 32, or the input none of the block's 64.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False) and (
+            module.out_features % 32 or module.in_features % 64
+        ):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _load_stock(path: Path, raw: dict[str, Any], options: dict[str, Any]) -> tuple[Any, Any, Any]:
