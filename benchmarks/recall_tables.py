@@ -32,7 +32,7 @@ def recall() -> str:
     return f"{markdown(lines)}\n{note}\n"
 
 
-# The evaluations of easy scenes that differ in the grounding loss alone, or in no more than when they were trained.
+# Evaluations of the embedded checkpoint, which an older script trained, and of its twin, which today's did.
 COUPLED = ("scenes", "scenes-no-grounding")
 
 

@@ -236,6 +236,8 @@ def test_what_rules_share_changes_no_answer():
             1: 1 + len(before) + len(at_one),
             2: len(ways),  # the unpruned model is asked once
         }
+    with pytest.raises(ValueError, match="use_cache=False"), shared.under(None):
+        model(**two[0])
     assert not any("forward" in vars(module) for module in model.modules())
 
 

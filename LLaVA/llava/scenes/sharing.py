@@ -22,7 +22,7 @@ class Shared:
     """What modules of one model said of the last batch.
 
     ``shared = Shared(model)``, then ``with shared.under(settings):`` around a pass that is pruned with these settings.
-    The pass must not want a cache (``use_cache=False``): layers that answer from memory write nothing into it.
+    Layers that answer from memory write nothing into a cache, so a pass with one is refused (ValueError).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -58,12 +58,14 @@ class Shared:
         look = module.forward
 
         def forward(first: Tensor, **kwargs):
+            if kwargs.get("past_key_values") is not None:
+                raise ValueError("a pass that shares layers with others can fill no cache: call with use_cache=False")
             mask = kwargs.get("attention_mask")
-            if module not in self.said or not (
-                _same(self.said[module][0], first) and _same(self.said[module][1], mask)
-            ):
-                self.said[module] = first, mask, look(first, **kwargs)
-            return self.said[module][2]
+            seen, seen_mask, said = self.said.get(module, (None, None, None))
+            if not (_same(seen, first) and _same(seen_mask, mask)):
+                said = look(first, **kwargs)
+                self.said[module] = first, mask, said
+            return said
 
         return forward
 
