@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from compare_tables import interval
-from speed_tables import markdown
+from speed_tables import interval, markdown
 
 RESULTS = Path(__file__).parent / "results"
 SPLITS = tuple(name for name in ("easy", "crowded") if (RESULTS / f"adaptive-{name}.json").exists())
@@ -22,7 +21,7 @@ def adaptive() -> str:
                 radius = row.get("epsilon")
                 what = f"K = {row['K']}, " + ("`online`" if radius is None else f"`epsilon={radius}`")
                 other = "the default" if radius is None else f"K = {max(1, round(row['tokens']))} for all"
-                right, minus = interval(row["macro"], ".1f"), interval(row["minus"], "+.1f")
+                right, minus = interval(row["macro"], "points"), interval(row["minus"], "points", "+.1f")
                 lines.append([split, what, f"{row['tokens']:.1f}", right, other, minus])
     n = found["setup"]["n"]
     return f"{markdown(lines)}\nPercent right, mean of nine kinds of questions, {n} of each; differences are paired.\n"

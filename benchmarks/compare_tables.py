@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from speed_tables import IMAGES, markdown
+from speed_tables import IMAGES, interval, markdown
 
 from llava.scenes.splits import SPLITS as SCENES
 from mob.methods import METHODS, own_layers
@@ -112,10 +112,10 @@ def full(split: str) -> str:
                 f"`{row['method']}`",
                 str(row["K"]),
                 f"{row['mean_tokens']:.1f}",
-                interval(row["macro"], ".1f"),
+                interval(row["macro"], "points"),
                 f"{row['weak']['points']:.1f}",
                 f"{row['strong']['points']:.1f}",
-                interval(minus, "+.1f") if minus else "",
+                interval(minus, "points", "+.1f") if minus else "",
                 "" if minus is None else "< 1e-12" if minus["p"] < 1e-12 else f"{minus['p']:.1g}",
                 f"{row['pruner_ms']:.1f}",
                 f"{row['prefill_ms']:.0f}",
@@ -138,7 +138,7 @@ def tasks(split: str) -> str:
     for method, K in [("vanilla", 196), *shown, ("drop-all", 0)]:
         row = rows[method, K]
         right = [f"{row['tasks'][name]:.1f}" for name in names]
-        lines.append([f"`{method}`", str(K), interval(row["macro"], ".1f"), *right])
+        lines.append([f"`{method}`", str(K), interval(row["macro"], "points"), *right])
     return markdown(lines)
 
 
@@ -150,7 +150,7 @@ def coupling(split: str) -> str:
     for entry in found["prompt_minus_visual"]:
         if (group := entry["of"]) in ("weak", "strong"):
             cells = [f"{rows[name, entry['K']][group]['points']:.1f}" for name in ("prompt", "visual")]
-            lines.append([str(entry["K"]), group, *cells, interval(entry, "+.1f")])
+            lines.append([str(entry["K"]), group, *cells, interval(entry, "points", "+.1f")])
     return markdown(lines)
 
 
@@ -160,7 +160,9 @@ def kinds(split: str) -> str:
     budgets = list(dict.fromkeys(K for _, K in entries))
     lines = [["coupling", "questions", *(f"K = {K}" for K in budgets)]]
     for coupling_, tasks_ in _couplings(split).items():
-        lines += [[coupling_, task, *(interval(entries[task, K], "+.1f") for K in budgets)] for task in tasks_]
+        lines += [
+            [coupling_, task, *(interval(entries[task, K], "points", "+.1f") for K in budgets)] for task in tasks_
+        ]
     return markdown(lines)
 
 
@@ -190,9 +192,9 @@ def regimes(split: str) -> str:
     head = ["K", "default", "strong", "weak", "auto", "auto minus strong [95 %]", "auto minus weak [95 %]"]
     lines = [[*head, "prompt centres of K_p: strong", "weak"]]
     for K in dict.fromkeys(budget for _, budget in rows):
-        cells = [interval(rows[name, K]["macro"], ".1f") for name in ("mob", "mob:strong", "mob:weak", "mob:auto")]
+        cells = [interval(rows[name, K]["macro"], "points") for name in ("mob", "mob:strong", "mob:weak", "mob:auto")]
         fixed = rows["mob:auto", K]["minus_fixed"]
-        cells += [interval(fixed[name], "+.1f") for name in ("mob:strong", "mob:weak")]
+        cells += [interval(fixed[name], "points", "+.1f") for name in ("mob:strong", "mob:weak")]
         there = [rows[name, K] for name in ("mob:strong", "mob:weak")]
         lines.append([str(K), *cells, *(f"{row['centres']:.1f} of {row['centres_asked']:g}" for row in there)])
     return markdown(lines)
@@ -258,7 +260,3 @@ def _frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
         if not best or right > best[-1][1]:
             best.append((tokens, right))
     return best
-
-
-def interval(entry: dict, form: str) -> str:
-    return f"{entry['points']:{form}} [{entry['low']:{form}}, {entry['high']:{form}}]"

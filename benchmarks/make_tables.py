@@ -19,7 +19,8 @@ import compare_tables  # noqa: E402
 import recall_tables  # noqa: E402
 import speed_tables  # noqa: E402
 import theory_tables  # noqa: E402
-from speed_tables import markdown  # noqa: E402
+import training_tables  # noqa: E402
+from speed_tables import interval, markdown  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -75,7 +76,7 @@ def by_task(name: str = "scenes") -> str:
     lines = [["rule", "K", "macro [95 %]", *TASKS]]
     for row in scenes(name)["rows"]:
         tasks = [f"{100 * row['tasks'][t]['right'] / row['tasks'][t]['asked']:.1f}" for t in TASKS]
-        lines.append([f"`{row['method']}`", str(row["K"]), _macro(row), *tasks])
+        lines.append([f"`{row['method']}`", str(row["K"]), interval(row, "macro"), *tasks])
     return markdown(lines)
 
 
@@ -101,43 +102,11 @@ def codebook_by_budget() -> str:
     budgets = sorted({K for method, K in rows if method == "mob"}, reverse=True)
     lines = [["rule", "where", *(f"K = {K}" for K in budgets)]]
     for method, place in PLACES.items():
-        lines.append([f"`{method}`", place, *(_macro(rows[method, K]) for K in budgets)])
+        lines.append([f"`{method}`", place, *(interval(rows[method, K], "macro") for K in budgets)])
     note = (
         "Percent right with 95 % intervals, mean of nine kinds of questions, "
-        f"{result['setup']['n']} held-out questions of each. All 196 tokens: **{_macro(rows['vanilla', 196])}**."
-    )
-    return f"{markdown(lines)}\n{note}\n"
-
-
-def by_training() -> str:
-    """Training with and without pruning: what a step takes, and how the models do at each budget."""
-    result = json.loads((RESULTS / "pruned_training.json").read_text())
-    setup, step = result["setup"], result["cpu_seconds_a_step"]
-    budgets = setup["budgets"]
-    rows = {(row["trained"], row["K"]): row for row in result["rows"]}
-    names = {
-        "full": f"all {budgets[0]} tokens",
-        "pruned": f"K = {budgets[-1]}",
-        "random": f"K drawn from {', '.join(map(str, budgets))}",
-    }
-    taken = {"full": str(budgets[0]), "pruned": str(budgets[-1]), "random": "random"}
-    controls = {(row["trained"], row["method"]): row for row in result["controls"]}
-    last = [f"`random`, K = {budgets[-1]}", "no token"]
-    lines = [["trained with", "CPU s a step", *(f"right at K = {K}" for K in budgets), *last]]
-    for variant, name in names.items():
-        seconds = step[taken[variant]]
-        cells = [_interval(rows[variant, K], "points", ".1f") for K in budgets]
-        cells += [_interval(controls[variant, method], "points", ".1f") for method in ("random", "drop-all")]
-        lines.append([name, _interval(seconds, "median", ".2f"), *cells])
-    for variant in ("pruned", "random"):
-        cells = [_interval(rows[variant, K]["more_than_full"], "points", "+.1f") for K in budgets]
-        lines.append([f"{names[variant]}, minus all tokens", "", *cells, "", ""])
-    seeds = len(setup["seeds"])
-    note = (
-        f"Percent right, mean of nine kinds of questions, {setup['n']} held-out questions of each, {seeds} "
-        f"{'seed' if seeds == 1 else 'seeds'}; 95 % intervals by resampling scenes, paired in the last two rows, which "
-        f"say nothing about other seeds. {setup['steps']} steps of {setup['dialogues']} dialogues, one thread. "
-        "A step with a drawn K was not timed by itself: it is the mean of the three budgets."
+        f"{result['setup']['n']} held-out questions of each. All 196 tokens: "
+        f"**{interval(rows['vanilla', 196], 'macro')}**."
     )
     return f"{markdown(lines)}\n{note}\n"
 
@@ -170,14 +139,6 @@ def codebook_by_task() -> str:
     return markdown(lines)
 
 
-def _macro(row: dict) -> str:
-    return f"{row['macro']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
-
-
-def _interval(entry: dict, key: str, form: str) -> str:
-    return f"{entry[key]:{form}} [{entry['low']:{form}}, {entry['high']:{form}}]"
-
-
 TABLES = {
     "scenes-budget": by_budget,
     "scenes-difference": by_difference,
@@ -187,7 +148,7 @@ TABLES = {
     "codebook-budget": codebook_by_budget,
     "codebook-difference": codebook_by_difference,
     "codebook-task": codebook_by_task,
-    "pruned-training": by_training,
+    **training_tables.TABLES,
     **speed_tables.TABLES,
     **compare_tables.TABLES,
     **theory_tables.TABLES,

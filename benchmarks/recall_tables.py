@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from speed_tables import markdown
+from speed_tables import interval, markdown
 
 RESULTS = Path(__file__).parent / "results"
 LAYER = 2  # where the comparison prunes; of the other rules only this one is shown
@@ -22,7 +22,7 @@ def recall() -> str:
     for one in found:
         rows = {(row["rule"], row["layer"]): row for row in one["rows"]}
         wanted = [("prompt", layer) for layer in layers] + [(rule, LAYER) for rule in others]
-        cells = [f"{rows[key]['recall']:.0f} [{rows[key]['low']:.0f}, {rows[key]['high']:.0f}]" for key in wanted]
+        cells = [interval(rows[key], "recall", ".0f") for key in wanted]
         lines.append([f"`{one['setup']['model']}`", one["setup"]["split"], *cells])
     setup = found[0]["setup"]
     note = (
@@ -44,11 +44,11 @@ def accuracy() -> str:
         found = json.loads((RESULTS / f"{name}.json").read_text())
         model, rows = found["setup"]["model"], {(row["method"], row["K"]): row for row in found["rows"]}
         (vanilla,) = [row for row in found["rows"] if row["method"] == "vanilla"]
-        full.append(f"`{model}` {_interval(vanilla, 'macro')}")
+        full.append(f"`{model}` {interval(vanilla, 'macro')}")
         apart = {(entry["K"], entry["coupling"]): entry for entry in found["prompt_minus_visual"]}
         for K in sorted({K for K, _ in apart}, reverse=True):
-            cells = [_interval(rows[rule, K], "macro") for rule in RULES]
-            cells += [_interval(apart[K, group], "points", "+.1f") for group in ("weak", "strong")]
+            cells = [interval(rows[rule, K], "macro") for rule in RULES]
+            cells += [interval(apart[K, group], "points", "+.1f") for group in ("weak", "strong")]
             lines.append([f"`{model}`", str(K), *cells])
     n = found["setup"]["n"]
     note = (
@@ -57,10 +57,6 @@ def accuracy() -> str:
         f"{', '.join(full)}."
     )
     return f"{markdown(lines)}\n{note}\n"
-
-
-def _interval(entry: dict, key: str, form: str = ".1f") -> str:
-    return f"{entry[key]:{form}} [{entry['low']:{form}}, {entry['high']:{form}}]"
 
 
 TABLES = {"recall": recall, "grounding": accuracy}

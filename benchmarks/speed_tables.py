@@ -32,7 +32,7 @@ def _model_row(row: dict) -> list[str]:
     memory = [f"{row['kv_bytes'] / _MIB:.1f}", f"{row['peak_bytes'] / _MIB:.0f}"]
     if row["method"] == "none":
         stages = [f"{row[name]['median']:.0f} ms" for name in ("first_token_ms", "per_token_ms")]
-        return [*size, "", "", _spread(prefill, ".0f"), "", "", "", *stages, *memory]
+        return [*size, "", "", interval(prefill, "median", ".0f"), "", "", "", *stages, *memory]
     shares, ideal = row["shares"], row["ideal_prefill_share"]
     share = shares["prefill"]
     chosen = row["pruner_ms"]["median"]
@@ -40,8 +40,8 @@ def _model_row(row: dict) -> list[str]:
         *size,
         f"{chosen:.1f}",
         f"{chosen / prefill['median']:.2%}",
-        _spread(prefill, ".0f"),
-        _spread(share, ".3f"),
+        interval(prefill, "median", ".0f"),
+        interval(share, "median", ".3f"),
         f"{ideal:.3f}",
         f"{share['median'] / ideal:.3f}",
         f"{shares['first_token']['median']:.2f}",
@@ -59,7 +59,7 @@ def speed() -> str:
         lines.append(
             [
                 str(row["K"]),
-                _spread(shares["prefill"], ".2f"),
+                interval(shares["prefill"], "median", ".2f"),
                 f"{row['ideal_prefill_share']:.2f}",
                 f"{shares['first_token']['median']:.2f}",
                 f"{row['kv_share']:.2f}",
@@ -83,7 +83,7 @@ def selection(*names: str) -> str:
                 str(row.get("batch", 1)),
                 f"{row['N']}, {row['L']}, {row['K']}",
                 row["data"],
-                *(_spread(times[name], ".1f") for name in ("mob", "gram", "rows")),
+                *(interval(times[name], "median", ".1f") for name in ("mob", "gram", "rows")),
                 *(f"{slower[name]['median']:.2f}" for name in ("gram", "rows")),
             ]
         )
@@ -168,8 +168,9 @@ def _selection(axes) -> None:
     axes.legend(frameon=False)
 
 
-def _spread(value: dict, form: str) -> str:
-    return f"{value['median']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+def interval(entry: dict, key: str, form: str = ".1f") -> str:
+    """A measured value with the bounds of its interval."""
+    return f"{entry[key]:{form}} [{entry['low']:{form}}, {entry['high']:{form}}]"
 
 
 def markdown(lines: list[list[str]]) -> str:
