@@ -103,7 +103,9 @@ def _stage(
         shown = {"tower": tower.view(rows, at)} if tower is not None and "tower" in needs else {}
         if cells is not None:
             shown["cells"] = [cells[sample][start : start + budget.N] for sample, start in members]
-        mask, merged = kept_mask(stage.rule, dataclasses.replace(view, **shown), budget)
+        # Choices have no gradients; merged tokens hand theirs on to all that they are made of.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and getattr(stage.rule, "merges", False)):
+            mask, merged = kept_mask(stage.rule, dataclasses.replace(view, **shown), budget)
         out[rows, at] = mask
         if merged is not None:
             after = after.clone() if after is embeds else after

@@ -41,14 +41,13 @@ class Shorter:
 
     Attributes:
         kwargs: what the model is to be called with.
-        rows: (B, S) place of each token in the whole prompt, -1 for padding on the left.
+        rows: (B, S) place of each token in the whole prompt, -1 for padding.
     """
 
     kwargs: dict[str, Any]
     rows: Tensor
 
 
-@torch.no_grad()
 def shorten(
     parts: Anatomy,
     stages: Sequence[EarlyStage],
@@ -57,7 +56,7 @@ def shorten(
     record: bool,
     answer: Tensor | None = None,
 ) -> Shorter | None:
-    """What a call of the model becomes; None where it brings no pictures.
+    """What a call of the model becomes; None where it brings no pictures. Gradients reach the encoders.
 
     Args:
         kwargs: of ``generate`` or of the base model's ``forward``: input_ids (B, T), attention_mask, pictures.
@@ -76,13 +75,13 @@ def shorten(
     real = find_real(kwargs.get("attention_mask"), kinds, 0)
     given = declared(config, {ENCODED: outputs, **{k: v for k, v in kwargs.items() if k in used}})
     spans = find_spans(kinds, real, answer, True, config, given, settings.keep_newlines)
-    embeds = _merge(parts.embed(ids), kinds, outputs)
+    embeds = _merge(parts.embed(ids).detach(), kinds, outputs)  # words only to look at: the model embeds them itself
     tower = in_places(kinds, tokens) if watch else None
     keep, embeds, notes = choose(stages, settings, spans, embeds, tower, record)
     rest = {name: value for name, value in kwargs.items() if name not in used}
     fewer = {MODALITIES[k]: _fewer(out, k, kinds, keep, embeds, spans, notes) for k, out in _by_kind(outputs)}
     fewer = {name: output for name, output in fewer.items() if output.pooler_output}  # a kind that is all gone
-    rows = _rows(keep & real)
+    rows = _rows(keep, real)
     positions = _positions(base, settings, kwargs, real, rows)
     short = {"input_ids": _rows_of(ids, rows, config), "attention_mask": (rows >= 0).to(torch.int64)}
     for name in PER_TOKEN[1:]:
@@ -208,8 +207,11 @@ def _frozen(note: dict) -> tuple:
     return tuple(note.items())
 
 
-def _rows(keep: Tensor) -> Tensor:
-    """(B, S) places of kept tokens, padded with -1 on the left."""
+def _rows(keep: Tensor, real: Tensor) -> Tensor:
+    """(B, S) places of kept tokens, padded with -1 on the left; where nothing leaves, everything stands as it did."""
+    if bool((keep | ~real).all()):
+        return torch.arange(keep.shape[1], device=keep.device).expand_as(keep).masked_fill(~real, -1)
+    keep = keep & real
     counts = keep.sum(1)
     size = int(counts.max())
     order = keep.to(torch.uint8).sort(dim=1, stable=True).indices[:, -size:]

@@ -36,7 +36,6 @@ class Pooling:
     paper = "average pooling of the token grid (baseline)"
     objective = "preservation"
 
-    @torch.no_grad()
     def select(self, view: SpanView, budget: Budget) -> Merged:
         indices, features = [], []
         for rows, cells in zip(view.visual, view.cells, strict=True):

@@ -59,7 +59,6 @@ class VisionZip:
         if self.order not in ORDERS:
             raise ValueError(f"order={self.order!r}: use one of {', '.join(ORDERS)}")
 
-    @torch.no_grad()
     def select(self, view: SpanView, budget: Budget) -> Merged:
         chosen = [self._one(view.visual[row], _row(view.tower, row), budget.K) for row in range(len(view.visual))]
         indices, features = (torch.stack(part) for part in zip(*chosen, strict=True))
