@@ -23,8 +23,11 @@ def extract(model_path: str, output: str) -> list[str]:
         ValueError: there are no weights, or no projector among them.
     """
     found = {original_name(name): value for name, value in stored_projector(local_folder(model_path)).items()}
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(found, output)
+    file = Path(output)
+    if file.is_dir():
+        raise ValueError(f"--output {output} is a folder: name a file in it, such as {file / 'mm_projector.bin'}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(found, file)
     return sorted(found)
 
 
@@ -35,7 +38,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         print("\n".join(extract(args.model_path, args.output)))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

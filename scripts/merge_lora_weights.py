@@ -34,6 +34,7 @@ def merge(
         model_path, model_base, name, device="cpu", torch_dtype=getattr(torch, dtype)
     )
     target = Path(save_path)
+    target.mkdir(parents=True, exist_ok=True)
     files = local_folder(model_base) if model_base else local_folder(model_path)
     described = read_config(local_folder(model_path))
     tower, longest = described.get("mm_vision_tower"), described.get("tokenizer_model_max_length")
@@ -59,7 +60,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         merge(args.model_path, args.model_base, args.save_model_path, args.save_format, args.dtype)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -61,7 +61,11 @@ def logits(model, given):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [(), ("--gradient_checkpointing", "True", *LORA)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--gradient_checkpointing", "True", *LORA), ("--mob_K", "2", "--mob_method", "divprune")],
+    ids=["full", "lora", "early"],
+)
 def test_torchrun(world, tmp_path, flags):
     """Two processes with half the batch each give what one gives; some of their batches are text only."""
     data = world.data("engines", samples=6, texts=6)

@@ -59,6 +59,16 @@ def test_old_flags_are_translated(capsys):
     assert said.count("\n") == 1 and "--warmup_ratio: now --warmup_steps" in said
 
 
+@pytest.mark.parametrize("steps, counts", [("0", "0.5"), ("7", "7")])
+def test_warmup_in_steps_wins_over_a_share_but_not_where_it_is_none(steps, counts, capsys):
+    for order in (
+        ("--warmup_ratio", "0.5", "--warmup_steps", steps),
+        ("--warmup_steps", steps, "--warmup_ratio", "0.5"),
+    ):
+        assert translate(list(order)) == ["--warmup_steps", counts]
+        assert "left out, the other" in capsys.readouterr().err
+
+
 GONE = """
     overwrite_output_dir evaluation_strategy per_gpu_train_batch_size per_gpu_eval_batch_size warmup_ratio logging_dir
     save_safetensors no_cuda use_mps_device jit_mode_eval use_ipex fp16_opt_level half_precision_backend tpu_num_cores
@@ -97,6 +107,12 @@ def test_every_flag_of_transformers_4_is_known(name, tmp_path, capsys):
         (("--on_bad_sample", "ignore"), "use one of stop, skip"),
         (("--save_format", "gguf"), "use one of hf, original"),
         (("--mob_K", "0"), "keep at least one"),
+        (("--mob_K", "few"), "--mob_K few: give a number such as 64, or a share such as 0.25"),
+        (("--mob_K", "2", "--mob_off", "True"), "--mob_off and --mob_K contradict each other"),
+        (("--fp16", "True"), "--fp16 is for GPUs"),
+        (("--gradient_accumulation_steps", "0"), "--gradient_accumulation_steps 0: give 1 or more"),
+        (("--mm_vision_select_layer", "-9"), "--mm_vision_select_layer -9: the tower has"),
+        (("--image_grid_pinpoints", "(2x1),(1x2)", "--image_aspect_ratio", "anyres"), "name the smallest grid first"),
         (("--lora_enable", "True", *PROJECTOR), "leave out --lora_enable"),
         (("--image_aspect_ratio", "anyres"), "no image_grid_pinpoints"),
         (("--image_aspect_ratio", "wide"), "--image_aspect_ratio wide: use one of square, pad, anyres"),
@@ -158,6 +174,14 @@ def test_a_folder_that_cannot_be_made_is_one_line(world, squares, tmp_path, monk
     assert last.startswith(f"error: {tmp_path / 'file' / 'out'}") and last.endswith(": Not a directory")
 
 
+def test_messages_of_several_lines_are_whole_on_one(world, squares, tmp_path, monkeypatch, capsys):
+    flags = world.flags(tmp_path, squares, "--load_best_model_at_end", "True", "--save_strategy", "steps")
+    monkeypatch.setattr("sys.argv", ["train", *flags])
+    assert main() == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: --load_best_model_at_end requires") and "Save strategy" in last
+
+
 def test_vicunas_generation_settings_can_be_saved(world, squares, tmp_path):
     """Vicuna's file names a temperature without sampling, which transformers refuses to write, at the very end."""
     base = tmp_path / "vicuna"
@@ -182,6 +206,7 @@ def test_pinpoints():
         (("--mm_use_im_start_end", "True"), "was made with none"),
         (("--image_aspect_ratio", "anyres"), "treats pictures otherwise"),
         (("--image_grid_pinpoints", "[[28, 56]]"), "was made with none"),
+        (("--mm_patch_merge_type", "spatial_unpad"), "was made with flat"),
         (("--bits", "4", *LORA, *ORIGINAL), "is in the layout of transformers"),
     ],
 )
@@ -192,6 +217,8 @@ def test_flags_do_not_change_a_finished_model(world, squares, tmp_path, flags, m
     trainer_for(argv)
     with pytest.raises(ValueError, match=message):
         trainer_for([*argv, *flags])
+    with pytest.raises(ValueError, match="is the model that the run starts from"):
+        trainer_for([*argv, "--output_dir", str(tmp_path / "one")])
 
 
 @pytest.mark.parametrize(

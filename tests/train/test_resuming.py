@@ -80,7 +80,8 @@ def test_a_finished_run_is_finished(world, squares, tmp_path, capsys):
     first = train(argv=argv)
     capsys.readouterr()
     again = train(argv=argv)
-    assert "continuing with" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "continuing with" in said and "nothing was left to train" in said
     assert again.state.global_step == 3 and not (tmp_path / "checkpoint-4").exists()
     assert same(weights(first.start.model), weights(again.start.model))
 
@@ -110,8 +111,63 @@ def test_going_on_or_not(world, squares, tmp_path):
         checkpoint([*argv, "--resume_from_checkpoint", str(tmp_path)])
     model = load_pretrained_model(str(tmp_path / "a/checkpoint-2"), str(world.base), "x", device="cpu")[1]
     assert model.config.model_type == "llava"  # checkpoints load as they are
+    other = [*argv, "--freeze_mm_mlp_adapter", "True", "--tune_mm_mlp_adapter", "False", *LORA]
+    with pytest.raises(ValueError, match="another tune_mm_mlp_adapter, freeze_mm_mlp_adapter, lora_enable"):
+        train(argv=other)
     with pytest.raises(ValueError, match="is of a projector run, this one is lora: use another output_dir"):
-        train(argv=[*argv, "--freeze_mm_mlp_adapter", "True", "--tune_mm_mlp_adapter", "False", *LORA])
+        train(argv=[*other, "--resume_from_checkpoint", "last"])
+
+
+@pytest.mark.parametrize(
+    "flags, name",
+    [
+        (("--learning_rate", "1e-5"), "learning_rate"),
+        (("--mob_K", "2"), "mob_K"),
+        (("--seed", "7"), "seed"),
+        (("--version", "llava_hf"), "version"),
+        (("--data_path", "mixed"), "data_bytes"),
+    ],
+)
+def test_another_run_does_not_go_on_with_this_ones_checkpoints(world, squares, tmp_path, flags, name):
+    """It would keep what the first decided, or, where that had finished, train nothing and save."""
+    more = ("--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1")
+    argv = world.flags(tmp_path, squares, *PROJECTOR, *more)
+    train(argv=argv)
+    flags = [str(world.data("other", samples=9)) if value == "mixed" else value for value in flags]
+    with pytest.raises(ValueError, match=f"holds a run with another {name}.*choose another --output_dir"):
+        train(argv=[*argv, *flags])
+    moved = shutil.move(squares.parent, tmp_path / "moved")
+    try:
+        longer = train(argv=[*argv, "--data_path", str(tmp_path / "moved" / "data.json"), "--max_steps", "3"])
+    finally:
+        shutil.move(moved, squares.parent)
+    assert longer.state.global_step == 3  # longer, and with folders moved, it is the same run
+    train(argv=[*argv, *flags, "--max_steps", "4", "--resume_from_checkpoint", "last"])
+    assert train(argv=[*argv, *flags, "--max_steps", "4"]).state.global_step == 4  # from then on it is that run
+
+
+def test_a_torn_checkpoint_does_not_push_out_whole_ones(world, squares, tmp_path, capsys):
+    """With the highest number it would be the one that is spared."""
+    more = ("--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "1", "--max_steps")
+    argv = world.flags(tmp_path, squares, *PROJECTOR, *more)
+    train(argv=[*argv, "1"])
+    (tmp_path / "checkpoint-60").mkdir()
+    train(argv=[*argv, "3"])
+    assert checkpoint_step([*argv, "3"]) == 3
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert "checkpoint-60 is now earlier/checkpoint-60" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [PROJECTOR, LORA], ids=["projector", "lora"])
+def test_a_finished_run_saved_in_another_layout(world, squares, tmp_path, flags):
+    """What the first layout left does not get in the way of loading."""
+    more = ("--max_steps", "1", "--save_strategy", "steps", "--save_steps", "1", "--save_format")
+    argv = world.flags(tmp_path / "llava", squares, *flags, *more)
+    for layout, base in (("original", str(world.base)), ("hf", None), ("original", str(world.base))):
+        trainer = train(argv=[*argv, layout])
+        model = load_pretrained_model(str(tmp_path / "llava"), base, "llava", device="cpu")[1]
+        own = trainer.start.model.model.multi_modal_projector
+        assert same(weights(own), weights(model.model.multi_modal_projector))
 
 
 def test_weights_alone_are_nothing_to_go_on_with(world, squares, tmp_path):

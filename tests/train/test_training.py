@@ -16,7 +16,6 @@ from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
 from llava.model.formats import holds_tower
 from llava.train.arguments import EVERY, MobArguments
-from llava.train.llava_trainer import keep_in_step
 from llava.train.saving import merged
 from llava.train.train import train
 from mob.config import MoBConfig
@@ -289,86 +288,3 @@ def test_every_token_among_random_shares(world, squares, tmp_path):
     assert losses(plain) == losses(whole) and same(weights(plain.start.model), weights(whole.start.model))
     kept = trainer_for(world.flags(tmp_path / "c", squares, *flags, "--mob_K", "0.5"))
     assert kept.mob["K"] == 0.5
-
-
-# What is trained, and how fast
-
-
-def names(trainer):
-    return {name for name, parameter in trainer.start.model.named_parameters() if parameter.requires_grad}
-
-
-def test_tunable_parts_and_learning_rates(world, squares, tmp_path):
-    flags = ("--mm_tunable_parts", "mm_vision_tower,mm_mlp_adapter", "--mm_projector_lr", "3e-3")
-    trainer = trainer_for(
-        world.flags(tmp_path, squares, *flags, "--mm_vision_tower_lr", "1e-4", "--weight_decay", "0.1")
-    )
-    assert trainer.start.mode == "full" and trainer.start.own_tower
-    parts = {name.split(".")[1] for name in names(trainer)}
-    assert parts == {"vision_tower", "multi_modal_projector"}
-    # Hidden state -2 is what all layers but the last give.
-    assert not any("layers.2." in name or "post_layernorm" in name for name in names(trainer))
-    groups = {(g["lr"], g["weight_decay"]): g["params"] for g in trainer.create_optimizer().param_groups}
-    assert set(groups) == {(3e-3, 0.1), (3e-3, 0.0), (1e-4, 0.1), (1e-4, 0.0)}
-    projector = trainer.start.model.model.multi_modal_projector
-    assert {id(p) for p in groups[3e-3, 0.1]} == {id(projector.linear_1.weight), id(projector.linear_2.weight)}
-    trainer = trainer_for(world.flags(tmp_path, squares, *LORA, "--mm_projector_lr", "3e-3"))
-    assert all(".lora_" in name or "projector" in name for name in names(trainer))
-    assert {g["lr"] for g in trainer.create_optimizer().param_groups} == {3e-3, 1e-2}
-    trainer = trainer_for(world.flags(tmp_path, squares, "--freeze_backbone", "True"))
-    assert {name.split(".")[1] for name in names(trainer)} == {"multi_modal_projector"}
-
-
-def test_precisions(world, squares, tmp_path):
-    """Frozen weights take half the room, trained ones keep their precision."""
-    trainer = trainer_for(world.flags(tmp_path, squares, *LORA, "--bf16", "True", "--max_steps", "2"))
-    kinds = {(p.requires_grad, p.dtype) for p in trainer.start.model.parameters()}
-    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
-    trainer.train()
-    assert all(value > 0 for value in losses(trainer))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("bits", ["8", "4"])
-def test_quantised_models_learn_updates(world, squares, tmp_path, bits):
-    pytest.importorskip("bitsandbytes")
-    flags = (*LORA, *ORIGINAL, "--bits", bits, "--max_steps", "6", "--mob_K", "2")
-    trainer = train(argv=world.flags(tmp_path / "llava-q", squares, *flags))
-    assert losses(trainer)[-1] < losses(trainer)[0]
-    kinds = {p.dtype for p in trainer.start.model.model.vision_tower.parameters()}
-    assert kinds == {torch.float32}  # only the language model is quantised
-    model = load_pretrained_model(str(tmp_path / "llava-q"), str(world.base), "llava-q", device="cpu")[1]
-    assert torch.equal(
-        model.model.multi_modal_projector.linear_1.weight,
-        trainer.start.model.model.multi_modal_projector.linear_1.weight,
-    )
-
-
-def test_a_batch_of_text_uses_the_tower_without_weight(world, tmp_path):
-    """What processes that train together need: gradients, all of them zero, for projector and row marks."""
-    data = world.data("texts", samples=1, texts=4)
-    tiles = ("--image_aspect_ratio", "anyres", "--image_grid_pinpoints", "[[28, 56]]")
-    for flags in ((), tiles):
-        trainer = trainer_for(world.flags(tmp_path, data, *flags))
-        model = trainer.start.model.train()
-        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(1, 5)])
-        before = model(**batch).loss
-        keep_in_step(model)
-        after = model(**batch).loss
-        after.backward()
-        assert torch.equal(before, after)
-        changed = [p for n, p in model.named_parameters() if "projector" in n or "newline" in n]
-        assert all(p.grad is not None and not p.grad.any() for p in changed)
-
-
-def test_text_and_pictures_go_the_same_way(world, tmp_path):
-    """ZeRO gathers weights in the order in which modules run: it must be the same in processes with and without."""
-    trainer = trainer_for(world.flags(tmp_path, world.data("texts", samples=1, texts=4)))
-    model, order = trainer.start.model.train(), []
-    keep_in_step(model)
-    for name, module in model.named_modules():
-        if next(module.parameters(recurse=False), None) is not None:
-            module.register_forward_pre_hook(lambda *_, name=name: order.append(name))
-    for numbers in ([0, 1], [1, 2]):
-        model(**trainer.data_collator([trainer.train_dataset[i] for i in numbers]))
-    assert order[: len(order) // 2] == order[len(order) // 2 :]

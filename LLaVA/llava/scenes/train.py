@@ -33,7 +33,7 @@ from llava.scenes.losses import SceneLlava, untrained, without_head
 from llava.scenes.packing import ScenePictures
 from llava.scenes.splits import SPLITS
 from llava.scenes.trainer import GROUND_WEIGHT, SceneTrainer, StopAfter, arguments
-from llava.train.train import checkpoint_to_continue
+from llava.train.continuing import checkpoint_to_continue, set_aside
 
 STAGES = ("align", "answer", "evidence")
 HIDE = 0.75  # share of the pictures of stage C in which patches vanish
@@ -156,6 +156,9 @@ def run(stage: Stage, begin: Callable[[], SceneLlava], args: argparse.Namespace,
     )
     last = checkpoint_to_continue(settings)
     if step_of(last) < stage.steps:
+        if stop.reached:
+            return None
+        set_aside(Path(settings.output_dir), last, begun_anew=False)
         set_seed(args.seed)
         trainer = SceneTrainer(
             begin(),

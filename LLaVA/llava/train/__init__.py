@@ -11,5 +11,5 @@ On transformers' Trainer and stock model classes. Where it departs from the orig
 - Pictures are turned upright as their EXIF says, at inference too. Boxes in RefCOCO and VG count in pixels as they are
   stored; where such a picture has the mark, they no longer fit.
 - Every run can be continued, projector-only ones too.
-- Under pruning, the questions of all turns guide the choice of tokens, and no answer does.
+- Under pruning, the words of all questions guide the choice of tokens, and no word of an answer does.
 """

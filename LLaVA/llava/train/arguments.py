@@ -91,7 +91,7 @@ class MobArguments:
 
     def __post_init__(self) -> None:
         if self.mob_K is not None:
-            self.mob_K = count_or_share(str(self.mob_K))
+            self.mob_K = _number("mob_K", str(self.mob_K))
         self.mob_config = Path(self.mob_config) if self.mob_config else None
         self.mob_random_K = [_drawn(str(K)) for K in self.mob_random_K] if self.mob_random_K else None
 
@@ -103,8 +103,9 @@ class MobArguments:
         Raises:
             ValueError: a wrong key or value.
         """
-        if self.mob_off and self.mob_random_K:
-            raise ValueError("--mob_off and --mob_random_K contradict each other: give one of them")
+        asked = [name for name, value in vars(self).items() if name != "mob_off" and value is not None]
+        if self.mob_off and asked:
+            raise ValueError(f"--mob_off and --{asked[0]} contradict each other: give one of them")
         if self.mob_random_K and self.mob_K is None:
             shares = {type(K) for K in self.mob_random_K if K != EVERY}
             if len(shares) > 1:
@@ -117,9 +118,16 @@ class MobArguments:
         return {key: value for key, value in values.items() if (key, value) != ("K", EVERY)}
 
 
+def _number(name: str, text: str) -> int | float:
+    try:
+        return count_or_share(text)
+    except ValueError:
+        raise ValueError(f"--{name} {text}: give a number such as 64, or a share such as 0.25") from None
+
+
 def _drawn(text: str) -> int | float:
     """One of several K. Among shares 1.0 is one too, though alone it would ask for pruning that prunes nothing."""
-    K = count_or_share(text)
+    K = _number("mob_random_K", text)
     return EVERY if isinstance(K, float) and K == 1 else K
 
 
@@ -159,6 +167,10 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ValueError(
                 "--deepspeed needs DeepSpeed: pip install --upgrade deepspeed, or leave the flag out"
             ) from error
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError("--fp16 is for GPUs: use --bf16 True on a CPU, or neither")
+        if self.gradient_accumulation_steps < 1:
+            raise ValueError(f"--gradient_accumulation_steps {self.gradient_accumulation_steps}: give 1 or more")
         _choice("save_format", self.save_format, (HF, ORIGINAL))
         _choice("bits", self.bits, (4, 8, 16))
         if self.bits < 16 and not self.lora_enable:
@@ -227,9 +239,13 @@ _WHY = {
 def translate(argv: list[str]) -> list[str]:
     """Flags of transformers 4 as transformers 5 has them; one line on standard error says which were changed."""
     out, notes = [], []
-    for word, value in _pairs(argv):
-        name = word[2:].replace("-", "_") if word.startswith("--") else ""
-        if name == "group_by_length":
+    pairs = [(word[2:].replace("-", "_") if word.startswith("--") else "", word, value) for word, value in _pairs(argv)]
+    steps = next((value[0] for name, _, value in reversed(pairs) if name == "warmup_steps" and value), "0")
+    share = any(name == "warmup_ratio" for name, *_ in pairs)
+    for name, word, value in pairs:
+        if share and name == ("warmup_steps" if float(steps) == 0 else "warmup_ratio"):  # as transformers 4 had it
+            notes.append(f"--{name} {' '.join(value)}: left out, the other of --warmup_steps and --warmup_ratio counts")
+        elif name == "group_by_length":
             notes.append("--group_by_length: now --train_sampling_strategy group_by_length")
             out += ["--train_sampling_strategy", BY_LENGTH] if _on(value) else []
         elif name == "adafactor":

@@ -76,6 +76,8 @@ def prepare(model_args: ModelArguments, data_args: DataArguments, args: Training
         ValueError: a folder, layout or option that cannot be used.
     """
     path = local_folder(model_args.model_name_or_path)
+    if Path(args.output_dir).resolve() == path.resolve():
+        raise ValueError(f"--output_dir {args.output_dir} is the model that the run starts from: choose another one")
     raw = read_config(path)
     if args.bits < 16 and "vision_config" in raw:
         raise ValueError(
@@ -176,6 +178,7 @@ def _ready(path: Path, model_args: ModelArguments, data_args: DataArguments, opt
         "mm_vision_select_layer": config.vision_feature_layer,
         "mm_vision_select_feature": {"default": "patch", "full": "cls_patch"}[config.vision_feature_select_strategy],
         "mm_use_im_start_end": "<im_start>" in tokenizer.get_vocab(),
+        "mm_patch_merge_type": "spatial_unpad" if getattr(config, "image_grid_pinpoints", None) else "flat",
     }
     _check_same(path, made, model_args)
     _check_pictures(path, config, model_args, data_args)
@@ -188,6 +191,8 @@ def _ready(path: Path, model_args: ModelArguments, data_args: DataArguments, opt
             )
         if not tiled:
             model.config.image_aspect_ratio = data_args.image_aspect_ratio
+            if getattr(image_processor, "do_pad", False):  # one that pads by itself
+                image_processor.do_pad = data_args.image_aspect_ratio == "pad"
     if model_args.pretrain_mm_mlp_adapter:
         _put_projector(model, model_args.pretrain_mm_mlp_adapter)
     return Start(tokenizer, model, image_processor, model_args.vision_tower, True, None, None)
@@ -261,6 +266,11 @@ def _multimodal(raw: dict, model_args: ModelArguments, data_args: DataArguments,
     def pick(flag: Any, key: str, default: Any) -> Any:
         return flag if flag is not None else raw.get(key) or default
 
+    layer, count = model_args.mm_vision_select_layer, vision.num_hidden_layers
+    if layer is not None and not -count - 1 <= layer <= count:
+        raise ValueError(
+            f"--mm_vision_select_layer {layer}: the tower has {count} layers, give {-count - 1} to {count}"
+        )
     aspect = pick(data_args.image_aspect_ratio, "image_aspect_ratio", "square")
     merge = "spatial_unpad" if aspect.startswith("anyres") else "flat"
     old = is_original(raw)
@@ -288,6 +298,10 @@ def pinpoints(given: Any, side: int) -> Any:
     if len(found) != 2:
         return given
     (a, b), (c, d) = ((int(x), int(y)) for x, y in found)
+    if not (0 < a <= c and 0 < b <= d):
+        raise ValueError(
+            f"--image_grid_pinpoints {given}: name the smallest grid first and then the largest, as (1x1),...,(2x3)"
+        )
     return [[x * side, y * side] for x in range(a, c + 1) for y in range(b, d + 1)]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -83,20 +84,26 @@ class LazySupervisedDataset(Dataset):
         return [record.length for record in self.records]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        pictures = bool(self.records[index].images)
-        tried, last = 0, None
-        for step in range(len(self.records)):
-            record = self.records[(index + step) % len(self.records)]
-            if bool(record.images) != pictures:
-                continue
+        tried, broken, last = 0, False, None
+        for record in islice(self._from(index), _PATIENCE):
+            if broken and bool(record.images) != bool(self.records[index].images):
+                break  # texts instead of pictures would hide that these are gone
             try:
                 return self._sample(record)
             except BadSample as error:
                 self.refusals.add(record.name, error)
-                tried, last = tried + 1, error
-            if tried == _PATIENCE:
-                break
-        raise BadSample(f"{tried} samples in a row cannot be used, the last: {last}; is --image_folder right?")
+                tried, broken, last = tried + 1, broken or not isinstance(error, NothingToLearn), error
+        hint = "" if isinstance(last, NothingToLearn) else "; is --image_folder right?"
+        raise BadSample(f"{tried} samples in a row cannot be used, the last: {last}{hint}")
+
+    def _from(self, index: int) -> Iterator[Record]:
+        """That record, then those after it of its kind, then those of the other kind."""
+        pictures = bool(self.records[index].images)
+        for kind in (pictures, not pictures):
+            for step in range(len(self.records)):
+                record = self.records[(index + step) % len(self.records)]
+                if bool(record.images) == kind:
+                    yield record
 
     def _check_pictures(self) -> None:
         """Files that are not there, before hours have been spent; folders are listed, not asked for every name."""
@@ -106,7 +113,7 @@ class LazySupervisedDataset(Dataset):
             for path in (Path(self._source(name)) for name in record.images if not _is_address(name)):
                 if path.parent not in listed:
                     listed[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-                if path.name not in listed[path.parent] and not path.exists():  # on a disk that ignores case, say
+                if path.name not in listed[path.parent] and not _exists(path):  # on a disk that ignores case, say
                     lost.setdefault(record.name, BadSample(f"{record.name}: there is no file {path}"))
         if lost and self.refusals.policy == STOP:
             raise BadSample(
@@ -145,6 +152,13 @@ class LazySupervisedDataset(Dataset):
 
     def _source(self, name: str) -> str:
         return name if _is_address(name) else str(self.folder / name)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, say
+        return False
 
 
 def _is_address(name: str) -> bool:

@@ -17,9 +17,20 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from llava.model.formats import TOWER
 from llava.train.arguments import BY_LENGTH, EVERY, ORIGINAL
 from llava.train.build import Start
+from llava.train.continuing import put_away
 from llava.train.sampling import LengthGroupedSampler
-from llava.train.saving import kind_of, load_adapter, merged, save_adapter, save_full, save_processors, trained
-from llava.train.trainable import FULL, LORA_MODE, PROJECTOR_KEYS
+from llava.train.saving import (
+    kind_of,
+    load_adapter,
+    merged,
+    others,
+    save_adapter,
+    save_full,
+    save_processors,
+    trained,
+)
+from llava.train.trainable import FULL, LORA_MODE, PROJECTOR_KEYS, trains_words
+from mob.early import brings_pictures
 
 
 class LLaVATrainer(Trainer):
@@ -63,7 +74,7 @@ class LLaVATrainer(Trainer):
         self.add_callback(self.pace)
         if random_K:
             self.add_callback(RandomK(start.model, self.mob, random_K, self.args.seed))
-        if self.args.world_size > 1:
+        if self.args.world_size > 1 or not trains_words(start.model):
             keep_in_step(start.model)
 
     # Order of samples
@@ -147,6 +158,8 @@ class LLaVATrainer(Trainer):
             return
         folder, start = Path(output_dir or self.args.output_dir), self.start
         wanted = self.args.save_format if self._final else None
+        if self._final:
+            put_away(folder, others(folder, start.mode if wanted == ORIGINAL else FULL))
         with self._settled():
             if start.mode == FULL and wanted != ORIGINAL:
                 super()._save(str(folder), state_dict)
@@ -191,7 +204,10 @@ class LLaVATrainer(Trainer):
             load_adapter(self.start, folder)
             return
         saved = type(own).from_pretrained(folder, dtype=torch.float32)
-        own.load_state_dict(saved.state_dict())
+        try:
+            own.load_state_dict(saved.state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"{folder} holds a model of another size or kind: use another --output_dir") from error
 
 
 class Pace(TrainerCallback):
@@ -230,15 +246,16 @@ class RandomK(TrainerCallback):
 def keep_in_step(model: Any) -> None:
     """Let tower and projector run, with no weight in the result, where a process has a batch of text only.
 
-    Engines wait for every process to use every parameter, and ZeRO in the same order too: embeddings, tower, projector,
-    layers. One that went another way would hang the others, or meet them with the wrong numbers.
+    Where nothing else is trained, such a batch would have no gradient at all. And engines wait for every process to use
+    every parameter, and ZeRO in the same order too: embeddings, tower, projector, layers. One that went another way
+    would hang the others, or meet them with the wrong numbers.
     """
     config, base = model.config, model.model
     side, text_only = config.vision_config.image_size, False
 
     def note(_: nn.Module, args: tuple, kwargs: dict) -> None:
         nonlocal text_only
-        text_only = base.training and kwargs.get("pixel_values") is None
+        text_only = base.training and not brings_pictures(kwargs)
 
     def run(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if not text_only:

@@ -133,7 +133,9 @@ def _load(path: Path) -> list[Any]:
     except OSError as error:
         raise ValueError(f"--data_path {path} cannot be read ({error.strerror}): check the path") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"--data_path {path} is not valid JSON ({error}): download it again") from error
+        lines = path.suffix != ".jsonl" and str(error).startswith("Extra data")
+        hint = "if it holds JSON lines, name it .jsonl" if lines else "download it again"
+        raise ValueError(f"--data_path {path} is not valid JSON ({error}): {hint}") from error
     if not isinstance(values, list):
         raise ValueError(f"--data_path {path} must hold a list of records")
     return values

@@ -23,6 +23,7 @@ from llava.train.build import Start
 from llava.train.trainable import ADAPTER, FULL, LORA_MODE, PROJECTOR_KEYS
 
 LORA_WEIGHTS = "adapter_model.safetensors"
+_WHOLE = "model*.safetensors*"  # shards and their index too
 _PREFIX = "base_model.model."  # what PEFT puts before the names of the model that it wraps
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _TOKENIZER = ("tokenizer.model", "tokenizer.json", _TOKENIZER_CONFIG, "special_tokens_map.json")
@@ -213,6 +214,12 @@ def load_adapter(start: Start, folder: Path) -> None:
             if parameter.shape != parts[name].shape:
                 raise ValueError(f"{folder} holds {name} of another shape: use another output_dir")
             parameter.copy_(parts[name])
+
+
+def others(folder: Path, mode: str) -> list[Path]:
+    """Weights in a folder that is to hold a run of this mode, saved there in another form: loading would take both."""
+    own = {FULL: (_WHOLE,), ADAPTER: (PROJECTOR,), LORA_MODE: (LORA, LORA_WEIGHTS, TRAINABLES)}
+    return [file for kind, names in own.items() if kind != mode for name in names for file in folder.glob(name)]
 
 
 def kind_of(folder: Path) -> str:

@@ -40,6 +40,8 @@ def choose_trainable(model: Any, model_args: ModelArguments, args: TrainingArgum
     if not args.deepspeed:  # which has its own float32 copies
         for parameter in trained:
             parameter.data = parameter.data.float()
+        if any(parameter.requires_grad for parameter in model.model.vision_tower.parameters()):
+            model.model.vision_tower.float()  # also what stays as it is: norms on CPUs take no second precision
     mode = LORA_MODE if args.lora_enable else ADAPTER if set(parts) == {"mm_mlp_adapter"} else FULL
     if mode != FULL and model_args.mm_use_im_start_end:
         raise ValueError("--mm_use_im_start_end adds tokens that only a run of the whole model trains: leave it out")
@@ -88,6 +90,12 @@ def _unused(model: Any) -> tuple[str, ...]:
     last = layer if layer >= 0 else count + 1 + layer  # hidden state n is what layer n - 1 gives
     behind = tuple(f"{TOWER}encoder.layers.{number}." for number in range(last, count))
     return (*behind, f"{TOWER}post_layernorm.")
+
+
+def trains_words(model: Any) -> bool:
+    """Whether anything is trained that a text without a picture passes through."""
+    seeing = (TOWER, *PROJECTOR_KEYS)
+    return any(p.requires_grad for name, p in model.named_parameters() if not name.startswith(seeing))
 
 
 def find_all_linear_names(model: Any) -> list[str]:
