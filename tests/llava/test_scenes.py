@@ -329,7 +329,8 @@ def test_training_runs_and_continues_where_it_stopped(tmp_path, capsys):
     train(["--out", str(whole), *flags])
     said = capsys.readouterr().out
     assert all(f"stage {stage}" in said for stage in "ABC")
-    train(["--out", str(parts), *flags, "--until", "align"])
+    train(["--out", str(parts), *flags, "--stop-after", "2"])  # exactly where a stage ends
+    assert "stopped after 2 steps" in capsys.readouterr().out
     assert (parts / "align" / "checkpoint").exists() and not (parts / "answer").exists()
     train(["--out", str(parts), *flags, "--stop-after", "1"])
     assert "stopped after 1 steps" in capsys.readouterr().out and not (parts / "checkpoint").exists()
