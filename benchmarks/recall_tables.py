@@ -32,24 +32,28 @@ def recall() -> str:
     return f"{markdown(lines)}\n{note}\n"
 
 
-# Evaluations of the embedded checkpoint, which an older script trained, and of its twin, which today's did.
-COUPLED = ("scenes", "scenes-no-grounding")
+# Evaluations of the embedded checkpoint, which an older script trained, and of two that today's did.
+COUPLED = {
+    "scenes": "`checkpoint`",
+    "train/evidence": "today's script",
+    "scenes-no-grounding": "`checkpoint-no-grounding`",
+}
 
 
 def accuracy() -> str:
     """Macro accuracy of rules on checkpoints with and without the grounding loss, and what the prompt's side gives."""
     lines = [["checkpoint", "K", *(f"`{rule}`" for rule in RULES), "`prompt` minus `visual`: weak", "strong"]]
     full = []
-    for name in COUPLED:
+    for name, model in COUPLED.items():
         found = json.loads((RESULTS / f"{name}.json").read_text())
-        model, rows = found["setup"]["model"], {(row["method"], row["K"]): row for row in found["rows"]}
+        rows = {(row["method"], row["K"]): row for row in found["rows"]}
         (vanilla,) = [row for row in found["rows"] if row["method"] == "vanilla"]
-        full.append(f"`{model}` {interval(vanilla, 'macro')}")
+        full.append(f"{model} {interval(vanilla, 'macro')}")
         apart = {(entry["K"], entry["coupling"]): entry for entry in found["prompt_minus_visual"]}
         for K in sorted({K for K, _ in apart}, reverse=True):
             cells = [interval(rows[rule, K], "macro") for rule in RULES]
             cells += [interval(apart[K, group], "points", "+.1f") for group in ("weak", "strong")]
-            lines.append([f"`{model}`", str(K), *cells])
+            lines.append([model, str(K), *cells])
     n = found["setup"]["n"]
     note = (
         f"Percent right, mean of nine kinds of questions, {n} held-out questions of each, with 95 % intervals; in the "

@@ -62,3 +62,12 @@ def test_the_projector_alone_learns_under_every_kind_of_rule(world, squares, tmp
     trainer.train()
     after = weights(trainer.start.model.model.multi_modal_projector)
     assert not any(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("rule", ["visionzip", "pooling"])
+def test_layers_that_are_computed_twice_change_nothing(world, squares, tmp_path, rule):
+    """Also in a tower that a rule watches and that is trained itself."""
+    flags = ("--mob_K", "2", "--mob_method", rule, "--unfreeze_mm_vision_tower", "True", "--max_steps", "2")
+    plain = train(argv=world.flags(tmp_path / "a", squares, *flags))
+    twice = train(argv=world.flags(tmp_path / "b", squares, *flags, "--gradient_checkpointing", "True"))
+    assert losses(plain) == losses(twice) and same(weights(plain.start.model), weights(twice.start.model))
