@@ -35,7 +35,7 @@ def recall() -> str:
 # Evaluations of the embedded checkpoint, which an older script trained, and of two that today's did.
 COUPLED = {
     "scenes": "`checkpoint`",
-    "train/evidence": "today's script",
+    "train/evidence": "`checkpoint-scripted`",
     "scenes-no-grounding": "`checkpoint-no-grounding`",
 }
 

@@ -75,9 +75,9 @@ def test_accuracy_with_and_without_the_loss(tmp_path, monkeypatch):
     table = recall_tables.accuracy()
     four = " | ".join(["60.0 [59.0, 61.0]"] * 4)
     assert f"| `checkpoint` | 22 | {four} | +20.0 [-5.0, +21.0] | +20.0 [-5.0, +21.0] |" in table
-    assert f"| today's script | 22 | {four} | +5.0 [-5.0, +21.0] |" in table
+    assert f"| `checkpoint-scripted` | 22 | {four} | +5.0 [-5.0, +21.0] |" in table
     assert f"| `checkpoint-no-grounding` | 22 | {four} | -3.0 [-5.0, +21.0] |" in table
-    assert "With all tokens: `checkpoint` 98.0 [97.0, 99.0], today's script 98.0" in table
+    assert "With all tokens: `checkpoint` 98.0 [97.0, 99.0], `checkpoint-scripted` 98.0" in table
 
 
 def test_the_command(tmp_path, capsys):
