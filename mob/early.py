@@ -209,11 +209,11 @@ def _frozen(note: dict) -> tuple:
 
 def _rows(keep: Tensor, real: Tensor) -> Tensor:
     """(B, S) places of kept tokens, padded with -1 on the left; where nothing leaves, everything stands as it did."""
-    if bool((keep | ~real).all()):
-        return torch.arange(keep.shape[1], device=keep.device).expand_as(keep).masked_fill(~real, -1)
     keep = keep & real
     counts = keep.sum(1)
-    size = int(counts.max())
+    size, gone = torch.stack([counts.max(), (real.sum(1) - counts).max()]).tolist()  # the device is asked once
+    if not gone:
+        return torch.arange(keep.shape[1], device=keep.device).expand_as(keep).masked_fill(~real, -1)
     order = keep.to(torch.uint8).sort(dim=1, stable=True).indices[:, -size:]
     padding = torch.arange(size, device=keep.device) < (size - counts)[:, None]
     return order.masked_fill(padding, -1)

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, HfArgumentParser
 
 import checkpoints
 from llava.model.builder import load_pretrained_model
+from llava.scenes.checkpoint import PATH
 from llava.train.arguments import _RENAMED, DataArguments, MobArguments, ModelArguments, TrainingArguments, parse
 from llava.train.train import train
 
@@ -146,6 +147,23 @@ def test_taking_the_projector_out(world, squares, lora, tmp_path):
         assert found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in found)
     with pytest.raises(ValueError, match="holds no projector"):
         extract(str(world.base), str(tmp_path / "none.bin"))
+    with pytest.raises(ValueError, match="is a folder: name a file in it"):
+        extract(str(folders[0]), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "script, flags",
+    [
+        ("merge_lora_weights.py", ("--model-base", "{base}", "--save-model-path", "{file}/out")),
+        ("extract_mm_projector.py", ("--model-path", "{whole}", "--output", "{file}/deep/out.bin")),
+    ],
+)
+def test_where_nothing_can_be_written_is_one_line(world, lora, tmp_path, monkeypatch, capsys, script, flags):
+    (tmp_path / "file").write_text("")
+    given = [flag.format(base=world.base, file=tmp_path / "file", whole=PATH) for flag in flags]
+    monkeypatch.setattr("sys.argv", [script, "--model-path", str(lora), *given])
+    assert runpy.run_path(str(SCRIPTS / script))["main"]() == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: [Errno 20] Not a directory")
 
 
 def test_the_page_about_training_names_real_flags_and_files():
