@@ -28,8 +28,8 @@ COLOURS = {
 MARKERS = "osD^vPX<>*"
 
 
-def result(split: str) -> dict:
-    return json.loads((RESULTS / f"compare-{split}.json").read_text())
+def result(split: str, folder: str = "") -> dict:
+    return json.loads((RESULTS / folder / f"compare-{split}.json").read_text())
 
 
 def where(method: str) -> str:
@@ -80,6 +80,20 @@ def ninth() -> str:
         lines.append([f"`{method}`", where(method), *cells])
     whole = " and ".join(f"**{found[split]['vanilla']['macro']['points']:.1f}** ({split})" for split in SPLITS)
     return f"{markdown(lines)}\nK = {NINTH} of 196. All tokens: {whole}. {_note(found[SPLITS[0]])}\n"
+
+
+def runs() -> str:
+    """K = N/9 on easy scenes: the embedded checkpoint, and one that was trained with the same losses."""
+    both = {"checkpoint": result("easy"), "checkpoint-earlier": result("easy", "earlier")}
+    lines = [["rule", "prunes", *(f"`{model}`, {BY[by]}" for by in BY for model in both)]]
+    rows = {
+        (model, r["method"], r["by"]): r for model, found in both.items() for r in found["rows"] if r["budget"] == NINTH
+    }
+    for method in _ordered(both["checkpoint"]):
+        cells = [_mark(rows.get((model, method, by))) for by in BY for model in both]
+        lines.append([f"`{method}`", where(method), *cells])
+    whole = " and ".join(f"{found['vanilla']['macro']['points']:.1f} (`{model}`)" for model, found in both.items())
+    return f"{markdown(lines)}\nK = {NINTH} of 196, easy scenes. All tokens: {whole}. {_note(both['checkpoint'])}\n"
 
 
 def _note(found: dict) -> str:
@@ -200,7 +214,7 @@ def regimes(split: str) -> str:
     return markdown(lines)
 
 
-TABLES = {"compare": ninth, "compare-eta": eta}
+TABLES = {"compare": ninth, "compare-runs": runs, "compare-eta": eta}
 for _split in SPLITS:
     for _by in BY:
         TABLES[f"compare-{_split}-{_by}"] = lambda split=_split, by=_by: summary(split, by)

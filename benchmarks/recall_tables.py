@@ -32,10 +32,10 @@ def recall() -> str:
     return f"{markdown(lines)}\n{note}\n"
 
 
-# Evaluations of the embedded checkpoint, which an older script trained, and of two that today's did.
+# Evaluations of the embedded checkpoint, of one that an older loop trained with the same losses, and of one without.
 COUPLED = {
     "scenes": "`checkpoint`",
-    "train/evidence": "`checkpoint-scripted`",
+    "earlier/scenes": "`checkpoint-earlier`",
     "scenes-no-grounding": "`checkpoint-no-grounding`",
 }
 

@@ -129,6 +129,11 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     (tmp_path / "new" / "compare-easy.json").write_text(json.dumps(first))
     for by in compare_tables.BY:
         assert "`pyramiddrop`" in compare_tables.summary("easy", by)
+    (tmp_path / "new" / "earlier").mkdir()
+    (tmp_path / "new" / "earlier" / "compare-easy.json").write_text(json.dumps(first))
+    (row,) = [line for line in compare_tables.runs().splitlines() if "`pyramiddrop`" in line]
+    this_K, earlier_K, this_mean, earlier_mean = row.split(" | ")[2:]
+    assert this_K == earlier_K and this_mean == earlier_mean.removesuffix(" |")
     assert compare_tables.full("easy").count("\n| ") == len(first["rows"])
     tasks = compare_tables.tasks("easy").splitlines()
     assert [line.split(" | ")[:2] for line in tasks[2:]] == [

@@ -64,8 +64,8 @@ def test_questions_of_a_scene_are_drawn_together(tmp_path, monkeypatch):
 
 
 def test_accuracy_with_and_without_the_loss(tmp_path, monkeypatch):
-    (tmp_path / "train").mkdir()
-    for name, points in (("scenes", 20.0), ("train/evidence", 5.0), ("scenes-no-grounding", -3.0)):
+    (tmp_path / "earlier").mkdir()
+    for name, points in (("scenes", 20.0), ("earlier/scenes", 5.0), ("scenes-no-grounding", -3.0)):
         rows = [{"method": rule, "K": 22, "macro": 60.0, "low": 59.0, "high": 61.0} for rule in recall_tables.RULES]
         rows.append({"method": "vanilla", "K": 196, "macro": 98.0, "low": 97.0, "high": 99.0})
         apart = [{"K": 22, "coupling": group, "points": points, "low": -5, "high": 21} for group in ("weak", "strong")]
@@ -75,9 +75,9 @@ def test_accuracy_with_and_without_the_loss(tmp_path, monkeypatch):
     table = recall_tables.accuracy()
     four = " | ".join(["60.0 [59.0, 61.0]"] * 4)
     assert f"| `checkpoint` | 22 | {four} | +20.0 [-5.0, +21.0] | +20.0 [-5.0, +21.0] |" in table
-    assert f"| `checkpoint-scripted` | 22 | {four} | +5.0 [-5.0, +21.0] |" in table
+    assert f"| `checkpoint-earlier` | 22 | {four} | +5.0 [-5.0, +21.0] |" in table
     assert f"| `checkpoint-no-grounding` | 22 | {four} | -3.0 [-5.0, +21.0] |" in table
-    assert "With all tokens: `checkpoint` 98.0 [97.0, 99.0], `checkpoint-scripted` 98.0" in table
+    assert "With all tokens: `checkpoint` 98.0 [97.0, 99.0], `checkpoint-earlier` 98.0" in table
 
 
 def test_the_command(tmp_path, capsys):

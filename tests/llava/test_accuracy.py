@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import mob
-from llava.scenes.checkpoint import PATH, PATHS, PROMPT, UNGROUNDED
+from llava.scenes.checkpoint import EARLIER, PATH, PATHS, PROMPT, UNGROUNDED
 from llava.scenes.evaluate import Scores, questions, run, wilson
 from llava.scenes.generator import sample
 from llava.scenes.questions import TASKS
@@ -92,6 +96,21 @@ def test_without_grounding_loss_the_model_answers_too():
     scores = run(model, ["vanilla"], [], n=30)
     assert scores.macro(("vanilla", 196))[0] >= 85 and scores.task(("vanilla", 196), "colour")[0] >= 27
     assert sum(file.stat().st_size for file in UNGROUNDED.iterdir()) < 6e6
+
+
+def test_the_earlier_run_answers_as_well():
+    model = LlavaForConditionalGeneration.from_pretrained(EARLIER, dtype=torch.float32).eval()
+    assert run(model, ["vanilla"], [], n=30).macro(("vanilla", 196))[0] >= 95
+    assert sum(file.stat().st_size for file in EARLIER.iterdir()) < 6e6
+
+
+def test_the_scores_that_ship_are_those_of_the_training_script():
+    """What ``scripts/scenes/train.sh`` wrote after its last stage, and what was measured of the file that ships."""
+    results = Path(__file__).parents[2] / "benchmarks" / "results"
+    trained, shipped = (json.loads((results / name).read_text()) for name in ("train/evidence.json", "scenes.json"))
+    weights = hashlib.sha256((PATH / "model.safetensors").read_bytes()).hexdigest()
+    assert trained["weights_sha256"] == shipped["weights_sha256"] == weights
+    assert trained["rows"] == shipped["rows"]
 
 
 def test_crowded_scenes_tell_prompt_and_visual_apart(crowded):

@@ -30,6 +30,8 @@ PATH = Path(__file__).parent / "checkpoint"
 PATHS = {"easy": PATH, "crowded": Path(__file__).parent / "checkpoint-crowded"}
 # Trained on easy scenes without the loss that makes question words point at their patches.
 UNGROUNDED = Path(__file__).parent / "checkpoint-no-grounding"
+# Trained as the embedded one by an older loop: how far two runs differ. The one for crowded scenes began here.
+EARLIER = Path(__file__).parent / "checkpoint-earlier"
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 PROMPT = "USER: <image>\n{} ASSISTANT:"
 NUM_PATCHES = GRID * GRID
