@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -78,6 +79,17 @@ def test_accuracy_with_and_without_the_loss(tmp_path, monkeypatch):
     assert f"| `checkpoint-earlier` | 22 | {four} | +5.0 [-5.0, +21.0] |" in table
     assert f"| `checkpoint-no-grounding` | 22 | {four} | -3.0 [-5.0, +21.0] |" in table
     assert "With all tokens: `checkpoint` 98.0 [97.0, 99.0], `checkpoint-earlier` 98.0" in table
+
+
+def test_results_are_of_the_checkpoints_in_their_names():
+    files = sorted((ROOT / "benchmarks" / "results").glob("recall-*.json"))
+    assert len(files) >= 4
+    for file in files:
+        found = json.loads(file.read_text())
+        model, split = found["setup"]["model"], found["setup"]["split"]
+        weights = PATH.parent / model / "model.safetensors"
+        assert file.stem == f"recall-{model}-{split}"
+        assert found["provenance"]["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def test_the_command(tmp_path, capsys):
