@@ -209,7 +209,8 @@ def test_questions_about_what_is_gone():
 def test_hidden_patches_are_out_of_sight_from_the_layer_on():
     """The loss that training sees with hidden patches equals that of a model really pruned to the others."""
     batch, losses = step(ScenePictures(1, 1, seed=5, hide=1.0)), SceneLosses(untrained()).eval()
-    shown = (~batch["hidden"][0]).nonzero()[:, 0]
+    assert not batch["hidden"][0, : PREFIX - NUM_PATCHES].any() and not batch["hidden"][0, PREFIX:].any()
+    shown = (~batch["hidden"][0, PREFIX - NUM_PATCHES : PREFIX]).nonzero()[:, 0]
     assert 0 < len(shown) < NUM_PATCHES
 
     @register("shown")

@@ -104,10 +104,7 @@ class SceneLosses(nn.Module):
         positions = torch.arange(PREFIX, device=hidden.device).expand(len(hidden), -1)
         rotary = decoder.rotary_emb(hidden, position_ids=torch.cat([positions, batch["position"]], 1))
         mask = attention_mask(batch["segment"])
-        late = (
-            mask
-            & ~torch.nn.functional.pad(batch["hidden"], (PREFIX - NUM_PATCHES, batch["ids"].shape[1]))[:, None, None]
-        )
+        late = mask & ~batch["hidden"][:, None, None]
         ground = hidden.new_zeros(())
         for index, layer in enumerate(decoder.layers):
             if index in GROUND_LAYERS:

@@ -104,8 +104,8 @@ class ScenePictures(Dataset):
         shares: relative frequencies of the tasks, 1 for those not named.
         later: (step, shares) from which others are in force.
         ask: with questions; without, only what stage A needs.
-        hide: share of the pictures in which patches vanish after the first layers: they are in ``hidden``, and
-            questions about things that are gone are answered as if they never were.
+        hide: share of the pictures in which patches vanish after the first layers: they are in ``hidden``, as wide as
+            the packed row, and questions about things that are gone are answered as if they never were.
         split: the scenes: easy, or crowded with a share of easy ones.
     """
 
@@ -141,7 +141,7 @@ class ScenePictures(Dataset):
         if not self.ask:
             return row
         gone, hidden = hide_things(scene, rng) if rng.random() < self.hide else (set(), np.zeros(NUM_PATCHES, bool))
-        row["hidden"] = torch.from_numpy(hidden)
+        row["hidden"] = torch.from_numpy(_widened(hidden, TEXT[self.split]))
         return row | self._pack(scene, kind, self._questions(scene, kind, gone, rng, shares))
 
     def _questions(
@@ -189,6 +189,15 @@ class ScenePictures(Dataset):
         arrays = {"ids": ids, "segment": segment, "position": position, "prompt": prompt, "target": target}
         arrays |= {"task": task, "refers": refers}
         return {key: torch.from_numpy(value) for key, value in arrays.items()}
+
+
+def _widened(hidden: np.ndarray, room: int) -> np.ndarray:
+    """Patches (196,) at their places of a packed row, bool (PREFIX + room,).
+
+    Here, not in the loss: what inductor makes of padding booleans reads before the first one, and where a worker's
+    batch begins a page that ends the process (torch 2.13, CPU).
+    """
+    return np.pad(hidden, (PREFIX - NUM_PATCHES, room))
 
 
 def _weights(shares: dict[str, float], tasks: tuple[str, ...]) -> np.ndarray:

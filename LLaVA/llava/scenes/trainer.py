@@ -89,6 +89,7 @@ def arguments(folder: Path, steps: int, pictures: int, lr: float, seed: int, sav
         weight_decay=0.02,
         max_grad_norm=1.0,
         seed=seed,
+        full_determinism=device == "cpu",  # compiled passes on two threads differ in the last bits otherwise
         use_cpu=device == "cpu",
         save_strategy="steps",
         save_steps=save_every,
