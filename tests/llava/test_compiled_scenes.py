@@ -1,4 +1,4 @@
-"""The compiled training of the scenes, as ``scripts/scenes/train.sh`` gives it: no stray reads, the same bytes twice."""
+"""Compiled training of the scenes, as ``scripts/scenes/train.sh`` gives it: no stray reads, the same bytes again."""
 
 import hashlib
 import subprocess
