@@ -46,10 +46,11 @@ def by_training() -> str:
 
 def by_stage() -> str:
     """Macro accuracy after each stage of the run that made the embedded checkpoint, beside what two other runs gave."""
-    files = [RESULTS / "train" / f"{name}.json" for name in (*STAGES, "again")] + [RESULTS / "earlier" / "scenes.json"]
+    files = [RESULTS / "train" / f"{stage}.json" for stage in (*STAGES, "another")]
+    files.append(RESULTS / "earlier" / "scenes.json")
     found = [json.loads(file.read_text()) for file in files]
     columns = [{(row["method"], row["K"]): interval(row, "macro") for row in one["rows"]} for one in found]
-    lines = [["rule", "K", *(f"after `{stage}`" for stage in STAGES), "given again", "`checkpoint-earlier`"]]
+    lines = [["rule", "K", *(f"after `{stage}`" for stage in STAGES), "another run", "`checkpoint-earlier`"]]
     for method, K in columns[-1]:
         lines.append([f"`{method}`", str(K), *(column.get((method, K), "") for column in columns)])
     note = (

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The embedded checkpoint from nothing, on a CPU, stage by stage; after each stage, what the model can do by then.
-# About two hours of two cores. Killed at any moment, the same command continues. Nothing is downloaded.
+# About an hour and a half of two cores. Killed at any moment, the same command continues. Nothing is downloaded.
 # SPLIT: easy, or crowded, which takes about four hours of CPU time and is evaluated on both. OUT: folder (runs/scenes).
 # N: questions of each kind (500, as for the shipped scores). PYTHON: .venv/bin/python.
 # Arguments go to llava.scenes.train: OUT=runs/try scripts/scenes/train.sh --align-steps 20 --steps 20 --evidence-steps 20
